@@ -35,8 +35,7 @@ SYSTEM = {
     ),
     "e2e": "You describe a restaurant in one or two sentences. Use every fact that you are given, and no other.",
 }
-METHODS = "zero-shot,few-shot:8,prompt-tuning,lora"
-PLAIN = "zero-shot,prompt-tuning"
+METHODS = {"chat": "zero-shot,few-shot:8,prompt-tuning,lora", "plain": "zero-shot,prompt-tuning"}
 PLACEMENTS = ("first", "system-start", "system-end")
 STARTS = ("examples", "text", "text:{system}")
 
@@ -49,17 +48,17 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
         return report | {"placements": list(_place(base, options))}
     tasks = {}
     for task in options.tasks:
-        for form, methods, more in (("chat", METHODS, {}), ("plain", PLAIN, {"chat_template": "none"})):
+        for form in options.forms:
             say(f"{task}, {form}")
             found = sp.compare(
                 base,
                 options.data / task,
-                methods,
+                options.methods or METHODS[form],
                 options.out / f"{task}-{form}",
                 seeds=options.seeds,
                 steps=options.steps,
                 instruction=SYSTEM[task],
-                **more,
+                **({"chat_template": "none"} if form == "plain" else {}),
             )
             tasks.setdefault(task, {})[form] = _rows(found)
     return report | {"seeds": options.seeds, "tasks": tasks}
@@ -76,7 +75,7 @@ def _place(base: sp.FrozenLM, options: argparse.Namespace) -> Iterator[dict[str,
     kept = options.out / "placements.jsonl"
     options.out.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    for task, start, placement in product(options.tasks, STARTS, PLACEMENTS):
+    for task, start, placement in product(options.tasks, options.starts, PLACEMENTS):
         setting = {"task": task, "placement": placement, "start": start, "steps": options.steps, "model": base.name}
         if (landed := next((one for one in known if setting.items() <= one.items()), None)) is not None:
             yield landed
@@ -122,11 +121,14 @@ def main() -> int:
     parser.add_argument("--model", help="folder of an instruct model; Qwen2.5-Coder-0.5B-Instruct if not given")
     parser.add_argument("--data", type=Path, default=DATA, help="a folder with one folder a task")
     parser.add_argument("--tasks", nargs="+", default=list(SYSTEM), choices=SYSTEM)
+    parser.add_argument("--forms", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", help="in place of each form's own")
     parser.add_argument("--out", type=Path, default=Path("chat-tasks"), help="where results land")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--length", type=int, default=100, help="virtual tokens of --placements")
     parser.add_argument("--placements", action="store_true", help="where virtual tokens stand, and their start")
+    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS, help="those of --placements")
     parser.add_argument("--json", action="store_true")
     return finished(parser.parse_args(), study, text_report)
 

@@ -60,6 +60,7 @@ def prepend_tokens(items: Sequence[EncodedSequence], fronts: Sequence[Sequence[i
             item,
             ids=(*fronts[item.example], *item.ids),
             positions=tuple(position + shifts[item.example] for position in item.positions),
+            parents=tuple(parent + shifts[item.example] for parent in item.parents),
         )
         for item in items
     ]

@@ -13,7 +13,8 @@ from torch import Tensor
 from softprompt.data.encoding.placement import Placement
 from softprompt.errors import BaseModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import CachedPrefix, check_keys_and_values, front_ids, make_cached_prefix
+from softprompt.prompts.cached_prefix import CachedPrefix
+from softprompt.prompts.prefix import check_keys_and_values, front_ids, make_cached_prefix
 from softprompt.prompts.state import PromptState
 
 NOTHING_AROUND = Placement(behind_bos=False)

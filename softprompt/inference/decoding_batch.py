@@ -20,8 +20,9 @@ from torch import Tensor
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
+from softprompt.prompts.cached_prefix import CachedPrefix, stack_prefixes
 from softprompt.prompts.kv_cache import align_right, keep_all_columns, pad_left, resize_cache, stack_rows
-from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stack_prefixes
+from softprompt.prompts.prefix import ConcatenatedPrefix, Prefix, read_one_more
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, Seq2SeqDecodingBatch
 from softprompt.prompts.shared_prefix_attention import RowPrefixes, SharedPrefixes
 

@@ -37,7 +37,8 @@ class InlinePrompts:
         if decoder is None or not decoder.fits(max(map(len, prompts)) + batch.input_ids.shape[1]):
             return make_prefix(self.base, *self.states).scored(batch)
         texts = self.base.embed(batch.input_ids)
-        return decoder.read(texts, batch.mask, batch.row, batch.column, batch.which, prompts=prompts)
+        places = batch.row, batch.column, batch.which
+        return decoder.read(texts, batch.mask, *places, prompts=prompts, seen=batch.seen)
 
 
 def make_learning_prefix(base: FrozenLM, *states: PromptState) -> ScoringPrefix:

@@ -13,107 +13,22 @@ each row behind its own: shorter prefixes are padded on the left, where only the
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softprompt.data.encoding.branches import read_separately
 from softprompt.data.encoding.encoder import Batch
 from softprompt.data.encoding.placement import BEHIND_BOS, Placement
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.models.exactness import OncePerModel, is_exact, relative_error
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.fused_decoder import FusedDecoder, find_fused_decoder
-from softprompt.models.last_layer import limit_last_layer
-from softprompt.models.sharding import find_layer_devices, gather_before_backward
+from softprompt.models.sharding import find_layer_devices
 from softprompt.prompts.attention_prefix import find_prompted_layers
-from softprompt.prompts.kv_cache import map_tensors, pad_left, read_only, stack_rows
+from softprompt.prompts.cached_prefix import SEPARATE_TOKENS, CachedPrefix, compute_cache, stack_prefixes
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, compute_seq2seq_keys_and_values, make_encoded_prefix
 from softprompt.prompts.state import PromptState, concatenate_prefixes
-
-
-@dataclass(frozen=True)
-class CachedPrefix:
-    """Keys and values of BOS and prompt in every layer, in a ``transformers`` cache with a row for each prompt.
-
-    Attributes:
-        cache: the cache, or ``None`` where every prefix is empty.
-        lengths: tokens of each prefix, BOS counted; rows are padded on the left to the longest.
-    """
-
-    base: FrozenLM
-    cache: Any
-    lengths: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """Tokens of the longest prefix."""
-        return max(self.lengths)
-
-    @cached_property
-    def _lengths(self) -> Tensor:
-        return torch.tensor(self.lengths, device=self.base.device)
-
-    def starts(self, which: Tensor) -> Tensor:
-        """Position of the first text token ``[B]`` behind prompts ``which [B]``."""
-        return self._lengths[which]
-
-    def mask(self, which: Tensor) -> Tensor:
-        """``[B, width]``: 1 on the prefix of prompt ``which [B]``, 0 on the padding before it."""
-        column = torch.arange(self.width, device=self.base.device)
-        return (column >= self.width - self.starts(which)[:, None]).long()
-
-    def expand(self, which: Tensor) -> Any:
-        """A cache for rows behind prompts ``which [B]``; one prompt is not copied. This one stays as it is."""
-        from transformers import DynamicCache
-
-        if self.cache is None:
-            return DynamicCache(config=self.base.model.config)
-        if len(self.lengths) == 1:
-            return map_tensors(self.cache, lambda tensor: tensor.expand(len(which), -1, -1, -1))
-        return map_tensors(self.cache, lambda tensor: tensor.index_select(0, which.to(tensor.device)))
-
-    def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None, cache: Any = None) -> Tensor:
-        """Hidden states ``[B, T, H]`` of texts ``[B, T]``, each behind its prompt.
-
-        Args:
-            mask: ``[B, T]``, 1 on text and 0 on padding, which must stand on the right.
-            which: ``[B]``, the prompt of each row; the first one if not given.
-            cache: from ``expand``; it is filled with the texts' keys and values, for generation to go on from.
-        """
-        which = input_ids.new_zeros(len(input_ids)) if which is None else which
-        if cache is None and (decoder := self._find_decoder(input_ids)) is not None:
-            places = mask.nonzero(as_tuple=True)
-            read = self._read(decoder, input_ids, mask, *places, which)
-            return read.new_zeros(*input_ids.shape, read.shape[-1]).index_put(places, read)
-        # padding keeps its text's last position: beside longer texts it could leave the model's context
-        offsets = mask.cumsum(dim=1) - 1
-        hidden: Tensor = self.base.run_backbone(
-            inputs_embeds=self.base.embed(input_ids),
-            attention_mask=torch.cat([self.mask(which), mask], dim=1),
-            position_ids=self.starts(which)[:, None] + offsets,
-            past_key_values=read_only(self.expand(which)) if cache is None else cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
-
-    def scored(self, batch: Batch) -> Tensor:
-        """Hidden states ``[N, H]`` at the batch's scored positions, and the last layer's work for these only."""
-        if (decoder := self._find_decoder(batch.input_ids)) is not None:
-            return self._read(decoder, batch.input_ids, batch.mask, batch.row, batch.column, batch.which)
-        with limit_last_layer(batch.row * batch.input_ids.shape[1] + batch.column):
-            return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
-
-    def _find_decoder(self, input_ids: Tensor) -> FusedDecoder | None:
-        """Our own layers, where they can read texts ``[B, T]``."""
-        decoder = find_fused_decoder(self.base)
-        return decoder if decoder is not None and decoder.fits(self.width + input_ids.shape[1]) else None
-
-    def _read(self, decoder: FusedDecoder, input_ids: Tensor, mask: Tensor, *places: Tensor) -> Tensor:
-        """Hidden states ``[N, H]`` at ``row [N], column [N]`` of texts behind prompts ``which [B]``."""
-        prefix = None if self.cache is None else [(layer.keys, layer.values) for layer in self.cache.layers]
-        return decoder.read(self.base.embed(input_ids), mask, *places, prefix=prefix, lengths=self.lengths)
 
 
 @dataclass(frozen=True)
@@ -145,6 +60,8 @@ class ConcatenatedPrefix:
 
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions."""
+        if batch.seen is not None:
+            return read_separately(self.scored, batch, SEPARATE_TOKENS)
         return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
 
 
@@ -207,7 +124,7 @@ def check_keys_and_values(base: FrozenLM) -> None:
     from transformers import DynamicCache
 
     with torch.no_grad():
-        cache = _compute_cache(base, base.embed(torch.ones(1, dtype=torch.long, device=base.device)), DynamicCache())
+        cache = compute_cache(base, base.embed(torch.ones(1, dtype=torch.long, device=base.device)), DynamicCache())
     if any(layer.keys.shape != layer.values.shape for layer in cache.layers):
         raise BaseModelError(
             f"'{base.name}' keeps keys and values of different sizes, as no prompt of keys and values has them: use "
@@ -220,7 +137,7 @@ def make_cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefi
     if state is not None and state.kind == "key_values":
         return _make_given_prefix(base, state)
     embeddings = make_concatenated_prefix(base, state).embeddings[0]
-    return CachedPrefix(base, _compute_cache(base, embeddings), (len(embeddings),))
+    return CachedPrefix(base, compute_cache(base, embeddings), (len(embeddings),))
 
 
 def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, placement: Placement = BEHIND_BOS) -> PromptState:
@@ -238,23 +155,9 @@ def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, placement: P
     # a cache that was not told of sliding windows keeps all of the tokens
     with torch.no_grad():
         embeddings = make_concatenated_prefix(base, words).embeddings[0]
-        cache = _compute_cache(base, embeddings, DynamicCache())
+        cache = compute_cache(base, embeddings, DynamicCache())
     pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
     return PromptState("key_values", tuple(pair.float() for pair in pairs), placement)
-
-
-def stack_prefixes(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
-    """Several prompts as one prefix, for batches that mix them."""
-    if len(prefixes) == 1:
-        return prefixes[0]
-    lengths = tuple(length for prefix in prefixes for length in prefix.lengths)
-    base, longest = prefixes[0].base, max(prefixes, key=lambda prefix: prefix.width)
-    if longest.cache is None:
-        return CachedPrefix(base, None, lengths)
-
-    empty = map_tensors(longest.cache, lambda tensor: torch.zeros_like(tensor[:1]))
-    caches = [empty if prefix.cache is None else pad_left(prefix.cache, longest.width) for prefix in prefixes]
-    return CachedPrefix(base, stack_rows(caches), lengths)
 
 
 def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -270,28 +173,6 @@ def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Te
         use_cache=True,
     ).last_hidden_state
     return hidden[:, -1]
-
-
-def _compute_cache(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
-    """The cache after a pass over ``embeddings [P', H]``; ``None`` if there are none."""
-    from transformers import DynamicCache
-
-    if len(embeddings) == 0:
-        return None
-    cache = DynamicCache(config=base.model.config) if cache is None else cache
-    if (decoder := find_fused_decoder(base)) is not None and decoder.fits(len(embeddings)):
-        for index, pair in enumerate(decoder.compute_keys_and_values(embeddings[None])):
-            cache.update(*pair, index)
-        return cache
-    base.run_backbone(
-        inputs_embeds=embeddings[None],
-        position_ids=torch.arange(len(embeddings), device=base.device)[None],
-        past_key_values=cache,
-        use_cache=True,
-    )
-    if base.processes.in_lockstep:
-        gather_before_backward(base.backbone, cache)
-    return cache
 
 
 def _make_given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
@@ -341,7 +222,7 @@ def _cache_bos(base: FrozenLM) -> Any:
 def _cache_ids(base: FrozenLM, ids: Sequence[int]) -> Any:
     from transformers import DynamicCache
 
-    return _compute_cache(base, _embed_ids(base, ids), DynamicCache())
+    return compute_cache(base, _embed_ids(base, ids), DynamicCache())
 
 
 @OncePerModel

@@ -25,7 +25,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import find_fused_decoder
 from softprompt.models.last_layer import limit_last_layer
 from softprompt.prompts.attention_prefix import strip_prompt_suffix
-from softprompt.prompts.prefix import CachedPrefix, make_cached_prefix, shares_prefix, stack_prefixes
+from softprompt.prompts.cached_prefix import CachedPrefix, stack_prefixes
+from softprompt.prompts.prefix import make_cached_prefix, shares_prefix
 from softprompt.prompts.state import PromptState
 
 
@@ -112,7 +113,7 @@ class SharedPrefixes:
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions."""
         longest = max(prefix.width for prefix in self.prefixes) + batch.input_ids.shape[1]
-        if find_fused_decoder(self.base) is None and self.can_read(batch, longest):
+        if batch.seen is None and find_fused_decoder(self.base) is None and self.can_read(batch, longest):
             return self.scored_without_copies(batch)
         used, which = batch.which.unique(return_inverse=True)
         return stack_prefixes([self.prefixes[one] for one in used.tolist()]).scored(replace(batch, which=which))

@@ -68,12 +68,12 @@ class TestItems:
         items = made.scoring_items(examples)
         for index, example in enumerate(examples):
             text = ids_of(f"{example.text}\nLabel:")
-            own = [item for item in items if item.example == index]
-            assert len(own) == 2
-            assert sorted(decision for item in own for decision in item.decisions) == [0, 1, 2]
-            for item in own:
-                for position, asked in zip(item.positions, item.decisions, strict=True):
-                    assert item.ids[: position + 1] == (*text, *made.verbalizer.decisions[asked].path)
+            (item,) = [item for item in items if item.example == index]
+            assert item.ids == (*text, *(ids_of(word)[0] for word in (" bad", " good")))
+            assert item.parents == (len(text) - 1, len(text) - 1)  # both stand at the end of the text
+            paths = [made.verbalizer.decisions[decision].path for decision in item.decisions]
+            assert sorted(item.decisions) == [0, 1, 2]
+            assert [item.ids[len(text) : position + 1][-1:] for position in item.positions] == paths
 
     def test_a_generation_item_asks_for_the_answer_and_its_end(self) -> None:
         text, answer = ids_of("a cat\nOutput:"), [*ids_of(" the mat"), tiny_tokenizer("llama").eos_token_id]

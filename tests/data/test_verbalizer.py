@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.data.encoding.verbalizer import (
+    TREE,
     Decision,
     Verbalizer,
     encode_answer,
@@ -67,6 +68,18 @@ def test_a_label_that_another_one_continues_is_closed() -> None:
     assert verbalizer.paths == ((1, 2),)
 
 
+def check_trees(verbalizer: Verbalizer) -> None:
+    """Every decision is asked once, behind the tokens that lead to it."""
+    assert sorted(one for tree in verbalizer.trees for one in tree.asked) == list(range(len(verbalizer.decisions)))
+    for tree in verbalizer.trees:
+        ways: list[tuple[int, ...]] = []
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            ways.append((*(ways[parent] if parent >= 0 else ()), token))
+        assert len(set(ways)) == len(ways)
+        for decision, place in zip(tree.asked, tree.places, strict=True):
+            assert verbalizer.decisions[decision].path == (ways[place] if place >= 0 else ())
+
+
 @given(
     st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple), min_size=2, max_size=12, unique=True),
     st.randoms(use_true_random=False),
@@ -89,13 +102,37 @@ def test_label_probabilities_sum_to_one_whatever_the_model_says(
         assert steps
         total += math.prod(steps)
     assert total == pytest.approx(1)
-    assert sorted(one for some in verbalizer.asked for one in some) == list(range(len(verbalizer.decisions)))
-    for path, asked in zip(verbalizer.paths, verbalizer.asked, strict=True):
-        assert all(verbalizer.decisions[one].path == path[: len(verbalizer.decisions[one].path)] for one in asked)
+    check_trees(verbalizer)
     for decision in verbalizer.decisions:
         assert any(path[: len(decision.path)] == decision.path for path in verbalizer.paths)
         assert len(decision.choices) > 1
         assert set(decision.choices) <= set(verbalizer.rows)
+
+
+def test_labels_stand_behind_a_text_as_one_tree() -> None:
+    verbalizer = Verbalizer.of_tokens([(1, 2, 3), (1, 2, 4), (1, 5, 6), (1, 5, 7, 8), (1, 5, 7, 9), (2, 2)], END)
+    (tree,) = verbalizer.trees
+    assert (tree.tokens, tree.parents) == ((1, 2, 5, 7), (-1, 0, 0, 2))
+    assert {verbalizer.decisions[one].path: place for one, place in zip(tree.asked, tree.places, strict=True)} == {
+        (): -1,
+        (1,): 0,
+        (1, 2): 1,
+        (1, 5): 2,
+        (1, 5, 7): 3,
+    }
+    # a decoder beside an encoder reads each path by itself
+    apart = Verbalizer.of_tokens(verbalizer.sequences, END, branching=False)
+    check_trees(apart)
+    assert sorted(tree.tokens for tree in apart.trees) == sorted(verbalizer.paths) == [(1, 2), (1, 5, 7)]
+
+
+def test_thousands_of_labels_stand_in_several_trees() -> None:
+    labels = [(a, b, c) for a in range(40) for b in range(10) for c in range(3)]
+    verbalizer = Verbalizer.of_tokens(labels, END)
+    check_trees(verbalizer)
+    sizes = [len(tree.tokens) for tree in verbalizer.trees]
+    assert max(sizes) <= TREE
+    assert len(sizes) == math.ceil(440 / TREE)
 
 
 def test_a_task_gives_the_tokens_behind_its_template() -> None:
@@ -157,7 +194,7 @@ def test_labels_that_each_continue_the_one_before() -> None:
     verbalizer = Verbalizer.of_tokens(labels, END)
     assert [decision.path for decision in verbalizer.decisions] == labels[:-1]
     assert verbalizer.paths == (labels[-2],)
-    assert verbalizer.asked == (tuple(range(255)),)
+    assert [set(tree.asked) for tree in verbalizer.trees] == [set(range(255))]
     assert [len(one) for one in verbalizer.passed] == [*range(1, 256), 255]
 
 

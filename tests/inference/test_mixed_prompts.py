@@ -22,8 +22,8 @@ from transformers import DynamicCache
 from softprompt.errors import BaseModelError
 from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.cached_prefix import CachedPrefix
 from softprompt.prompts.prefix import (
-    CachedPrefix,
     ConcatenatedPrefix,
     Prefix,
     compute_keys_and_values,

@@ -1,6 +1,7 @@
 """Losses and label probabilities equal what separate forward passes of the transformers model give."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.inference import scoring as objective_module
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.cached_prefix import reads_branches
 from softprompt.prompts.prefix import Prefix, make_cached_prefix, make_concatenated_prefix, make_prefix
 from softprompt.prompts.state import PromptState
 
@@ -31,6 +33,7 @@ LABELS = {
     "one token": ("good", "bad", "film"),
     "several tokens": ("positive", "negative", "neutral", "dull"),
     "common beginnings": ("good film", "good story", "bad film", "bad"),
+    "a tree": ("good film story", "good film cat", "good mat sat", "good mat great", "bad film", "bad story", "so"),
     "one begins another": ("good", "good film", "good film story", "negative"),
 }
 TEXTS = ("a dull story", "what is the film about? the cat", "so", "the mat sat on the great cat " * 3)
@@ -183,3 +186,22 @@ def test_an_output_layer_that_learns_gets_its_gradient(family: str, monkeypatch:
     torch.testing.assert_close(learning, frozen)
     found, expected = (torch.autograd.grad(one.square().sum(), (hidden, weight)) for one in (learning, plain))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi", "cohere", "bloom"])
+def test_branches_are_read_once_by_layers_that_can(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask of ours says who looks at whom; where that does not count (distances, ALiBi), each branch is read."""
+    base, passes = tiny_base(family), list[int]()
+    encoder, objective = encoded(base, spec_of(("good film", "good story", "bad film", "bad story")))
+    items = encoder.scoring_items([Example("a cat sat"), Example("the mat")])
+    prefix = make_prefix(base, as_state(random_prompt(base, PROMPT).detach()))
+    assert reads_branches(base) == (family != "bloom")
+    run = base.run_backbone
+
+    def count(**given: Any) -> Any:
+        passes.append(len(given["inputs_embeds"]))
+        return run(**given)
+
+    monkeypatch.setattr(base, "run_backbone", count)
+    objective.label_log_probabilities(prefix, items)
+    assert passes == [2 if family != "bloom" else 4]

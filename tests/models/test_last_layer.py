@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from softprompt.data.encoding.encoder import Batch
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.last_layer import find_layers, limit_last_layer, shorten_last_layer
-from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, make_concatenated_prefix, make_prefix
+from softprompt.prompts.cached_prefix import CachedPrefix
+from softprompt.prompts.prefix import ConcatenatedPrefix, make_concatenated_prefix, make_prefix
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 IDS = torch.randint(5, 320, (3, 9), generator=torch.Generator().manual_seed(2))

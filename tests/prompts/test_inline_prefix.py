@@ -6,13 +6,15 @@ from helpers.fused_inputs import FUSED, ids_of, learned, ragged
 from helpers.tiny_models import WINDOW, tiny_base
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Batch
+from softprompt.data.encoding.batching import collate
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.data.encoding.placement import Placement
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import compilation as compiling
 from softprompt.models.kernels import fused_layer
+from softprompt.prompts.cached_prefix import CachedPrefix
 from softprompt.prompts.inline_prefix import InlinePrompts, make_learning_prefix
-from softprompt.prompts.prefix import CachedPrefix, compute_keys_and_values, make_concatenated_prefix, make_prefix
+from softprompt.prompts.prefix import compute_keys_and_values, make_concatenated_prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
@@ -115,3 +117,30 @@ def test_compiled_gives_the_same_and_nothing_is_compiled_later() -> None:
                 results[-1] += outcome(prefix, batch_of(len(lengths), sizes), prompts)
     for found, right in zip(*results, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_branches_behind_a_text(base: FrozenLM) -> None:
+    """Of each token what it has as a text of its own, read with the prompt or behind its keys and values."""
+    items = [
+        EncodedSequence(0, (3, 4, 5, 6, 7), (1, 3, 4, 2), prompt=1, parents=(1, 1, 3)),
+        EncodedSequence(1, (9, 8), (0, 1)),
+        EncodedSequence(2, (5, 6, 7, 8), (3, 0, 2), parents=(0, 0, 0)),
+    ]
+    batch, results = collate(items, base.device), []
+    for make in (make_learning_prefix, make_prefix, make_concatenated_prefix):
+        prompts = [learned(base, length, seed) for seed, length in enumerate((2, 3))]
+        results.append(outcome(make(base, *map(PromptState.of_embeddings, prompts)), batch, prompts))
+    for expected, *found in zip(*reversed(results), strict=True):
+        for one in found:
+            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+    # against plain texts, one by one
+    hidden = results[0][0].split([4, 2, 3])
+    front = [learned(base, length, seed).detach() for seed, length in enumerate((2, 3))]
+    ways = [[(3, 4), (3, 4, 6), (3, 4, 6, 7), (3, 4, 5)], [(9,), (9, 8)], [(5, 8), (5,), (5, 7)]]
+    for rows, texts, prompt in zip(hidden, ways, (1, 0, 0), strict=True):
+        for row, text in zip(rows, texts, strict=True):
+            start = base.embed(torch.tensor(base.bos_ids, dtype=torch.long))
+            whole = torch.cat([start, front[prompt], base.embed(torch.tensor(text))])
+            with torch.no_grad():
+                alone = base.run_backbone(inputs_embeds=whole[None], use_cache=False).last_hidden_state[0, -1]
+            torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.cached_prefix import CachedPrefix
 from softprompt.prompts.prefix import (
-    CachedPrefix,
     ConcatenatedPrefix,
     Prefix,
     make_cached_prefix,

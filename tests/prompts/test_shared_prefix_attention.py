@@ -11,7 +11,8 @@ from softprompt.inference.generation import Completion, GenerationConfig, next_t
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import shared_prefix_attention
-from softprompt.prompts.prefix import CachedPrefix, compute_keys_and_values, make_cached_prefix, stack_prefixes
+from softprompt.prompts.cached_prefix import CachedPrefix, stack_prefixes
+from softprompt.prompts.prefix import compute_keys_and_values, make_cached_prefix
 from softprompt.prompts.shared_prefix_attention import SharedPrefixes, supports_shared_attention
 
 ATOL = 1e-4

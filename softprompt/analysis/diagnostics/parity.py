@@ -28,8 +28,8 @@ from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.models.exactness import relative_error
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.cached_prefix import CachedPrefix
 from softprompt.prompts.prefix import (
-    CachedPrefix,
     Prefix,
     check_keys_and_values,
     compute_keys_and_values,

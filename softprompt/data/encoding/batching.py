@@ -39,7 +39,25 @@ def collate(items: Sequence[EncodedSequence], device: torch.device, pad_id: int 
         flat(item.prompt for item in items),
         padded([item.decoder_ids for item in items]).to(device),
         flat(reads),
+        _find_seen(items, input_ids.shape[1], device),
     )
+
+
+def _find_seen(items: Sequence[EncodedSequence], width: int, device: torch.device) -> Tensor | None:
+    """``Batch.seen`` of items in rows of ``width`` tokens; ``None`` where every one of them is a plain text."""
+    first = min((len(item.ids) - len(item.parents) for item in items if item.parents), default=None)
+    if first is None:
+        return None
+    parents = torch.arange(-1, width - 1).repeat(len(items), 1)
+    for row, item in enumerate(items):
+        end = len(item.ids)
+        parents[row, end - len(item.parents) : end] = torch.tensor(item.parents, dtype=torch.long)
+    seen = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(items), 1, 1)
+    rows = torch.arange(len(items))
+    for column in range(max(first, 1), width):
+        seen[:, column] = seen[rows, parents[:, column]]
+        seen[:, column, column] = True
+    return seen.to(device)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int | str) -> list[list[int]]:

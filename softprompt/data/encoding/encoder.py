@@ -4,7 +4,7 @@ Shapes: ``B`` batch, ``T`` text length, ``S`` different texts of a batch, ``U`` 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ class EncodedSequence:
         targets: the token that should follow at each position (empty when predicting).
         decisions: which decision of the verbalizer each position asks (empty for generation).
         prompt: which of the prompts in the batch it stands behind.
+        parents: the place in ``ids`` that each of its last tokens follows; none where each follows the one before.
         decoder_ids: of an encoder-decoder model, what the decoder is given of the answer, in place of ``ids``.
     """
 
@@ -44,6 +45,7 @@ class EncodedSequence:
     targets: tuple[int, ...] = ()
     decisions: tuple[int, ...] = ()
     prompt: int = 0
+    parents: tuple[int, ...] = ()
     decoder_ids: tuple[int, ...] = ()
 
 
@@ -60,6 +62,7 @@ class Batch:
         which: ``[B]``, the prompt of each item.
         decoder_ids: ``[B, U]``, what the decoder is given of the answers; ``U`` is 0 for decoder-only models.
         reads: ``[B]``, the row of ``input_ids`` that each item is about.
+        seen: ``[B, T, T]``, the tokens of its row that each may look at, itself too; ``None``: all before it.
     """
 
     input_ids: Tensor
@@ -71,6 +74,7 @@ class Batch:
     which: Tensor
     decoder_ids: Tensor
     reads: Tensor
+    seen: Tensor | None = None
 
 
 class ExampleEncoder:
@@ -236,20 +240,22 @@ class ExampleEncoder:
         ]
 
     def scoring_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
-        """For classification: the items, one for each example and path, that together ask every decision once."""
+        """For classification: the items, one for each example and tree, that together ask every decision once."""
         if self.verbalizer is None:
             raise TypeError("scoring_items is for classification")
-        paths = range(len(self.verbalizer.paths))
+        trees = range(len(self.verbalizer.trees))
         return [
-            self.scoring_item(i, text, path) for i, text in enumerate(self.encode_inputs(examples)) for path in paths
+            self.scoring_item(i, text, tree) for i, text in enumerate(self.encode_inputs(examples)) for tree in trees
         ]
 
-    def scoring_item(self, index: int, text: tuple[int, ...], path: int) -> EncodedSequence:
-        """The item of a text of ``inputs`` that asks the decisions of one path (an index) of the verbalizer."""
+    def scoring_item(self, index: int, text: tuple[int, ...], tree: int) -> EncodedSequence:
+        """The item of a text of ``inputs`` that asks the decisions of one tree (an index) of the verbalizer."""
         assert self.verbalizer is not None
-        asked = self.verbalizer.asked[path]
-        steps = [len(self.verbalizer.decisions[decision].path) for decision in asked]
-        return self._item(index, text, self.verbalizer.paths[path], steps, decisions=asked)
+        one = self.verbalizer.trees[tree]
+        item = self._item(index, text, one.tokens, [place + 1 for place in one.places], decisions=one.asked)
+        if all(parent == place - 1 for place, parent in enumerate(one.parents)):
+            return item
+        return replace(item, parents=tuple(len(text) + parent for parent in one.parents))
 
     def question_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
         """One item an example that asks, at the end of the text, for the first token of its answer."""

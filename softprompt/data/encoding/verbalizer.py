@@ -7,7 +7,7 @@ differ in their first token it is the usual softmax over label words (Schick and
 It is also what engines compute that decode with a choice constraint, so exports give the same answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 
 TOKENS = 256  # of a label's words
+TREE = 256  # tokens that stand side by side behind one text, at most
 _BEFORE = 64  # characters of a template that its answers are tokenised behind
 
 
@@ -36,6 +37,23 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class AnswerTree:
+    """Beginnings of labels that stand behind one text side by side, each token that they share once.
+
+    Attributes:
+        tokens: token ids, each behind the one that it follows.
+        parents: the place in ``tokens`` of the one that each follows; -1: the end of the text.
+        asked: the decisions (indices) that it is for.
+        places: the place in ``tokens`` behind which each of these is asked; -1: at the end of the text.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    asked: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Verbalizer:
     """The labels' token sequences and their decisions, the first decision at the end of the text.
 
@@ -44,7 +62,7 @@ class Verbalizer:
         decisions: every place where labels part, shorter paths first.
         rows: all token ids among the choices, sorted: the rows of the output layer that are needed.
         paths: the fewest label prefixes behind the text that reach every decision.
-        asked: the decisions (indices) that each of ``paths`` is for, so that every one is asked once.
+        trees: ``paths`` as trees of tokens, which together ask every decision once.
         passed: the decisions (indices) that each label passes through.
     """
 
@@ -52,12 +70,16 @@ class Verbalizer:
     decisions: tuple[Decision, ...]
     rows: tuple[int, ...]
     paths: tuple[tuple[int, ...], ...]
-    asked: tuple[tuple[int, ...], ...]
+    trees: tuple[AnswerTree, ...]
     passed: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of_tokens(cls, sequences: Sequence[Sequence[int]], end_id: int) -> Self:
-        """Find the decisions among label token sequences; ``end_id`` closes a label that another one continues."""
+    def of_tokens(cls, sequences: Sequence[Sequence[int]], end_id: int, *, branching: bool = True) -> Self:
+        """Find the decisions among label token sequences; ``end_id`` closes a label that another one continues.
+
+        Args:
+            branching: let ``paths`` share a tree; else each is one of its own.
+        """
         tree = _Trie()
         ends = [tree.grow(sequence) for sequence in sequences]
         # those that others continue are known when all have grown
@@ -92,12 +114,10 @@ class Verbalizer:
 
         inner = {decision for decisions in passed for decision in decisions[:-1]}
         way = {decisions[-1]: decisions for decisions in passed if decisions}
-        paths, asked, answered = [], [], set[int]()
-        for decision in range(len(order)):
-            if decision not in inner:
-                paths.append(path_of[order[decision]])
-                asked.append(tuple(one for one in way[decision] if one not in answered))
-                answered.update(way[decision])
+        last = [decision for decision in range(len(order)) if decision not in inner]
+        paths = [path_of[order[decision]] for decision in last]
+        length = [len(path_of[node]) for node in order]
+        steps = [[(decision, length[decision]) for decision in way[one]] for one in last]
         return cls(
             tuple(closed),
             tuple(
@@ -106,7 +126,7 @@ class Verbalizer:
             ),
             tuple(sorted({token for tokens in choices for token in tokens})),
             tuple(paths),
-            tuple(asked),
+            tuple(_plant(paths, steps, TREE if branching else 0)),
             passed,
         )
 
@@ -127,11 +147,46 @@ class Verbalizer:
                 )
             if (other := known.setdefault(ids, label)) != label:
                 raise DataError(f"labels '{other}' and '{label}' are the same tokens: give them different verbalizers")
-        return cls.of_tokens(sequences, answer_end_id(tokenizer, spec))
+        return cls.of_tokens(sequences, answer_end_id(tokenizer, spec), branching=not alone)
 
     def decisions_of(self, label: int) -> list[Decision]:
         """The decisions that ``label`` (an index) passes through."""
         return [self.decisions[decision] for decision in self.passed[label]]
+
+
+def _plant(
+    paths: Sequence[tuple[int, ...]], steps: Sequence[Sequence[tuple[int, int]]], most: int
+) -> Iterator[AnswerTree]:
+    """``paths`` as trees of at most ``most`` tokens, or of one path.
+
+    Args:
+        steps: the decisions on each path, and after how many of its tokens.
+    """
+    answered = set[int]()
+    start, order = 0, sorted(range(len(paths)), key=lambda index: paths[index])  # neighbours share the most
+    while start < len(order):
+        nodes: dict[tuple[int, ...], int] = {(): -1}
+        asked: dict[int, int] = {}
+        first = start
+        while start < len(order):
+            path = paths[order[start]]
+            new = [path[: end + 1] for end in range(len(path)) if path[: end + 1] not in nodes]
+            if start > first and len(nodes) - 1 + len(new) > most:
+                break
+            for beginning in new:
+                nodes[beginning] = len(nodes) - 1
+            for decision, length in steps[order[start]]:
+                if decision not in answered:
+                    answered.add(decision)
+                    asked[decision] = nodes[path[:length]]
+            start += 1
+        grown = [node for node in nodes if node]
+        yield AnswerTree(
+            tuple(node[-1] for node in grown),
+            tuple(nodes[node[:-1]] for node in grown),
+            tuple(asked),
+            tuple(asked.values()),
+        )
 
 
 class _Trie:

@@ -13,7 +13,8 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.inference.predictor import PredictorLike
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import CachedPrefix, Prefix
+from softprompt.prompts.cached_prefix import CachedPrefix
+from softprompt.prompts.prefix import Prefix
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix
 from softprompt.utils.seals import seal
 

@@ -55,6 +55,7 @@ class FusedDecoder:
         prefix: Sequence[KeysAndValues] | None = None,
         lengths: Sequence[int] = (0,),
         prompts: Sequence[Tensor] = (),
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Hidden states ``[N, H]`` at places ``row, column`` of texts ``embeddings [B, T, H]``, padded on the right.
 
@@ -64,6 +65,7 @@ class FusedDecoder:
             prefix: of each layer, keys and values ``[R, K, P, D]``, shorter ones padded on the left.
             lengths: tokens of each prefix ``[R]``.
             prompts: embeddings ``[P, H]`` of each prefix, in place of the two: they are read in the same pass.
+            seen: ``[B, T, T]``, which tokens of its text each looks at; all before it if not given.
         """
         lengths = [len(prompt) for prompt in prompts] or lengths
         which = row.new_zeros(len(mask)) if which is None else which
@@ -77,14 +79,18 @@ class FusedDecoder:
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         starts = torch.tensor(lengths, device=mask.device)[which]
-        positions = (starts[:, None] + torch.arange(mask.shape[1], device=mask.device))[mask]
+        offsets = torch.arange(mask.shape[1], device=mask.device)
+        if seen is not None:
+            seen = seen[order]
+            offsets = seen.sum(dim=2) - 1
+        positions = (starts[:, None] + offsets)[mask]
         x = embeddings[order][mask]
         along = _group_prompts(prompts, len(x))
         if prompts:
             x = torch.cat([x, *prompts])
             positions = torch.cat([positions, *(torch.arange(length, device=mask.device) for length in lengths)])
         plan = PassPlan(
-            _group_texts(mask, which, [len(rows) for rows in together], lengths),
+            _group_texts(mask, which, [len(rows) for rows in together], lengths, seen),
             self._compute_rotations(embeddings, positions),
             places[back[row], column],
             keeps_activations(),
@@ -141,19 +147,23 @@ class _FinalNorm(torch.autograd.Function):
         return elementwise.norm_backward(grad_outputs[0], x, inverse, ctx.norm), None
 
 
-def _group_texts(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[TextGroup, ...]:
+def _group_texts(
+    mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int], seen: Tensor | None = None
+) -> tuple[TextGroup, ...]:
     """Texts ``mask [B, T]`` behind prompts ``which [B]``, so many in each group; the last of each is its longest."""
-    groups, start = [], 0
+    groups, start, row = [], 0, 0
     for behind, own in zip(which.split(list(sizes)), mask.sum(dim=1).split(list(sizes)), strict=True):
         length, stop, prompt = int(own[-1]), start + int(own.sum()), int(behind[0])
         column = torch.arange(length, device=mask.device)
         there = column < own[:, None]
-        seen = (column <= column[:, None]) & there[:, None]
-        hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
+        texts = slice(row, row + len(own))
+        looked_at = (column <= column[:, None]) if seen is None else seen[texts, :length, :length]
+        looked_at = looked_at & there[:, None]
+        hidden = torch.zeros(looked_at.shape, device=mask.device).masked_fill(~looked_at, -torch.inf)
         slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
         each = None if bool((behind == prompt).all()) else behind
         groups.append(TextGroup(start, stop, slots, hidden[:, :, None], prompt, max(lengths) - lengths[prompt], each))
-        start = stop
+        start, row = stop, row + len(own)
     return tuple(groups)
 
 

@@ -190,7 +190,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class LabelQuery:
-    """What a task asks of each of its texts: an item for each path of its labels, behind each of the prompts.
+    """What a task asks of each of its texts: an item for each tree of its labels, behind each of the prompts.
 
     There may be thousands of them, so they are made when they are asked.
     """
@@ -202,13 +202,13 @@ class LabelQuery:
     @cached_property
     def count(self) -> int:
         """Items of a text."""
-        return len(self._verbalizer.paths) * self.prompts
+        return len(self._verbalizer.trees) * self.prompts
 
     @cached_property
     def longest(self) -> int:
         """Tokens that stand behind a text in its longest item."""
         apart = self.encoder.base.architecture == "encoder-decoder"
-        return 0 if apart else max(map(len, self._verbalizer.paths))
+        return 0 if apart else max(len(tree.tokens) for tree in self._verbalizer.trees)
 
     def items(self, text: tuple[int, ...], numbers: range) -> list[EncodedSequence]:
         """Some of the items of a text, ``numbers`` within ``count``."""

@@ -10,7 +10,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, make_prefix, stack_prefixes
+from softprompt.prompts.cached_prefix import CachedPrefix, stack_prefixes
+from softprompt.prompts.prefix import ConcatenatedPrefix, Prefix, make_prefix
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, stack_encoded_prefixes
 from softprompt.prompts.shared_prefix_attention import SharedPrefixes, supports_shared_attention
 from softprompt.serving.engine.engine_requests import ServedPrompt
