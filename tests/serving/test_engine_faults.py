@@ -63,7 +63,7 @@ class TestGivenUp:
                 assert_same(await waits[1], alone(BASE, OTHERS, GOOD))
                 await first
                 assert waits[0].cancelled()
-                assert [batch.rows for batch in held.batches] == [1, 6]
+                assert [batch.rows for batch in held.batches] == [1, 3]
 
         run(main())
 

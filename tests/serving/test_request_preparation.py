@@ -6,6 +6,7 @@ import sys
 from helpers.served_prompts import TWO, Held, alone, assert_same, examples_of, tokens, until
 from helpers.tiny_models import tiny_base
 
+from softprompt.data.encoding.verbalizer import TREE
 from softprompt.data.examples import Example
 from softprompt.data.task import LABELS, TaskSpec
 from softprompt.serving.engine.engine_requests import ServedPrompt
@@ -36,7 +37,7 @@ def test_few_heavy_values_are_kept_where_many_light_ones_would_be() -> None:
 
 
 def many(count: int, prompts: int = 1) -> ServedPrompt:
-    """Labels of eleven tokens, with about as many readings of a text as half of them."""
+    """Labels of eleven words, so many that a text is read several times for them."""
     names = tuple(" ".join(f"{number:011b}") for number in range(count))
     return ServedPrompt("many@1", TaskSpec("classification", "{{ text }}:", names, names), (tokens(BASE, 3),) * prompts)
 
@@ -55,16 +56,17 @@ def test_a_prompt_with_all_the_labels_there_may_be_counts_for_many() -> None:
 
 def test_readings_of_a_text_are_made_when_they_are_asked() -> None:
     asking, texts, _ = RequestPreparer(BASE, 10_000).encode_examples(many(LABELS), [Example("film " * 200)] * 64)
-    assert asking.count == LABELS // 2
+    assert asking.objective.verbalizer is not None
+    assert asking.count == len(asking.objective.verbalizer.trees) > LABELS // TREE
     assert sum(len(text) for text in texts) < 64 * 300
-    # what is held is the texts alone, not a thousand readings of each
+    # what is held is the texts alone, not the readings of each
     assert sum(map(sys.getsizeof, texts)) < 64 * 4_000
 
 
 def test_many_labels_are_asked_batch_by_batch_and_other_prompts_are_answered_between() -> None:
     """However many requests there are for the prompt with many readings of each text."""
     heavy, small, texts = (
-        many(300, prompts=2),
+        many(LABELS, prompts=2),
         ServedPrompt("two@1", TWO, (tokens(BASE, 3),)),
         examples_of("a film", "dull"),
     )
@@ -89,8 +91,10 @@ def test_many_labels_are_asked_batch_by_batch_and_other_prompts_are_answered_bet
                 assert_same(one, alone(BASE, heavy, texts))
             await first
         assert max(batch.rows for batch in held.batches) <= 16
-        # 150 readings of a text, behind each of two prompts
-        assert sum(batch.rows for batch in held.batches) == 5 * 2 * 300 + 3
+        # the readings of each text, behind each of two prompts
+        readings = RequestPreparer(BASE, 10_000).encode_examples(heavy, texts)[0].count
+        assert readings > 2 * 16
+        assert sum(batch.rows for batch in held.batches) == 5 * 2 * readings + 3
         assert engine.snapshot().answered == 13
         assert engine.snapshot().waiting == 0
         assert not engine._queue.counts_by_prompt

@@ -116,8 +116,7 @@ class Verbalizer:
         way = {decisions[-1]: decisions for decisions in passed if decisions}
         last = [decision for decision in range(len(order)) if decision not in inner]
         paths = [path_of[order[decision]] for decision in last]
-        length = [len(path_of[node]) for node in order]
-        steps = [[(decision, length[decision]) for decision in way[one]] for one in last]
+        steps = [[(decision, len(path_of[order[decision]])) for decision in way[one]] for one in last]
         return cls(
             tuple(closed),
             tuple(
@@ -163,30 +162,32 @@ def _plant(
         steps: the decisions on each path, and after how many of its tokens.
     """
     answered = set[int]()
-    start, order = 0, sorted(range(len(paths)), key=lambda index: paths[index])  # neighbours share the most
-    while start < len(order):
-        nodes: dict[tuple[int, ...], int] = {(): -1}
+    left = sorted(range(len(paths)), key=lambda index: paths[index], reverse=True)  # neighbours share the most
+    while left:
+        places: dict[tuple[int, int], int] = {}  # by the place of the token before, and the token
         asked: dict[int, int] = {}
-        first = start
-        while start < len(order):
-            path = paths[order[start]]
-            new = [path[: end + 1] for end in range(len(path)) if path[: end + 1] not in nodes]
-            if start > first and len(nodes) - 1 + len(new) > most:
-                break
-            for beginning in new:
-                nodes[beginning] = len(nodes) - 1
-            for decision, length in steps[order[start]]:
+        while left and (not asked or len(places) + _count_new(places, paths[left[-1]]) <= most):
+            path, way = paths[left[-1]], [-1]
+            for token in path:
+                way.append(places.setdefault((way[-1], token), len(places)))
+            for decision, length in steps[left.pop()]:
                 if decision not in answered:
                     answered.add(decision)
-                    asked[decision] = nodes[path[:length]]
-            start += 1
-        grown = [node for node in nodes if node]
+                    asked[decision] = way[length]
         yield AnswerTree(
-            tuple(node[-1] for node in grown),
-            tuple(nodes[node[:-1]] for node in grown),
+            tuple(token for _, token in places),
+            tuple(parent for parent, _ in places),
             tuple(asked),
             tuple(asked.values()),
         )
+
+
+def _count_new(places: Mapping[tuple[int, int], int], path: tuple[int, ...]) -> int:
+    """Tokens of a path that are not among ``places``."""
+    known, place = 0, -1
+    while known < len(path) and (found := places.get((place, path[known]))) is not None:
+        known, place = known + 1, found
+    return len(path) - known
 
 
 class _Trie:
