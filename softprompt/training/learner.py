@@ -22,6 +22,7 @@ from softprompt.training.optimization import learning_unit, make_optimizer, rate
 from softprompt.training.validation import Validator
 
 WINDOW = 50  # steps that the training loss is averaged over
+STILL_LEARNING = 0.1  # of the validation loss, that went between the last two evaluations
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,29 @@ class Learner(ABC):
         return step == self.config.steps
 
     def describe_stop(self) -> str | None:
-        """What to say where an evaluation has just ended the run early."""
-        if self.progress.step >= self.config.steps or not self.progress.stopped_early:
+        """What to say where an evaluation has just ended the run: early, or while it still learned."""
+        progress, steps = self.progress, self.config.steps
+        if progress.step >= steps:
+            return self._describe_rest()
+        if not progress.stopped_early:
             return None
-        return f"stopped at step {self.progress.step}: no better since step {self.progress.best_step}"
+        return f"stopped at step {progress.step}: no better since step {progress.best_step}"
+
+    def _describe_rest(self) -> str | None:
+        """What to say of a run whose last steps gained more than chance does."""
+        if len(self.progress.history) < 2 or self.progress.best_step != self.progress.step:
+            return None
+        before, last = self.progress.history[-2:]
+        loss, value = last["validation_loss"], last["value"]
+        if loss > (1 - STILL_LEARNING) * before["validation_loss"]:
+            return None
+        if value - before["value"] <= self.validation.standard_error(value):
+            return None
+        return (
+            f"still learning when its steps ended: validation loss {before['validation_loss']:.3f} at step "
+            f"{before['step']:.0f}, {loss:.3f} at {last['step']:.0f}: more steps may gain more "
+            f"(--steps {2 * self.config.steps})"
+        )
 
     def learned_tensors(self) -> list[Tensor]:
         """What all processes begin with alike."""

@@ -224,6 +224,27 @@ class TestChoiceOfTheBest:
         assert result.steps == 14
         assert seen.notes == []
 
+    @pytest.mark.parametrize(
+        ("scores", "said"),
+        [
+            ([(0.4, 2.0), (0.6, 1.5)], True),
+            ([(0.4, 2.0), (0.6, 1.9)], False),  # hardly less loss
+            ([(0.60, 2.0), (0.61, 1.5)], False),  # within the error
+            ([(0.4, 3.0), (0.6, 1.0), (0.6, 1.2)], False),  # no better than before
+            ([(0.6, 1.0)], False),
+        ],
+    )
+    def test_a_run_that_ends_while_it_learns_says_so(
+        self, base: FrozenLM, monkeypatch: pytest.MonkeyPatch, scores: list[tuple[float, float]], said: bool
+    ) -> None:
+        _, seen, _ = self.scripted(base, monkeypatch, scores, error=0.02)
+        steps = 2 * len(scores)
+        told = (
+            f"still learning when its steps ended: validation loss 2.000 at step {steps - 2}, 1.500 at {steps}: more "
+            f"steps may gain more (--steps {2 * steps})"
+        )
+        assert seen.notes == ([told] if said else [])
+
     def test_validation_is_limited_to_the_same_sample(self, base: FrozenLM) -> None:
         task = reviews_task(validation=50)
         losses = [run(base, task, validation_limit=limit, steps=1)[0].loss for limit in (10, 10, 50)]
