@@ -207,7 +207,6 @@ def project_input_backward(
     return own if coming is None else coming + own
 
 
-@_make_compilable
 def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, AttentionCache]:
     """What the queries of packed texts find, ``[M, K * G * D]``, in their own text and in a prefix, where there is one.
 
@@ -215,52 +214,96 @@ def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Atte
         own: their queries, keys and values, ``[M, heads * D]``.
         prefix: keys and values ``[K, P, D]`` for all texts, or ``[K * B, P, D]``.
     """
-    count, length = texts.attention_mask.shape[:2]
     heads = own[1].shape[1] // texts.size
-    query, key, value = _pad(own[0], heads, texts), _pad(own[1], heads, texts), _pad(own[2], heads, texts)
-    wide, shape = query.float(), (heads, count, length, -1, length)
-    text = (wide @ key.float().transpose(2, 3)).view(shape)
-    if prefix is None:
-        before = None
-        after = elementwise.text_attention_weights(text, texts.attention_mask, texts.scaling, query.dtype).flatten(2, 3)
-        found = after @ value
-    else:
-        keys, values = prefix
-        rows = (len(keys), -1, texts.size)
-        front = _multiply_in_float32(query.reshape(rows), wide.reshape(rows), keys).view(
-            *text.shape[:-1], keys.shape[1]
-        )
-        before, after = elementwise.attention_weights(front, text, texts.attention_mask, texts.scaling, query.dtype)
-        after = after.flatten(2, 3)
-        seen = before.reshape(len(keys), -1, keys.shape[1])
-        found = torch.baddbmm((after @ value).reshape(rows), seen, values).view_as(query)
-    return _pack(found, texts), AttentionCache(query, key, value, before, after)
+    query, key, value = (_pad(each, heads, texts) for each in own)
+    found, attended = _attend(query, key, value, _by_text(prefix, heads), texts.attention_mask, texts.scaling)
+    return _pack(found, texts), attended
 
 
-@_make_compilable
 def attend_backward(
     gradient: Tensor, attended: AttentionCache, prefix: Pair | None, texts: Texts
 ) -> tuple[Triple, Pair | None]:
     """From the gradient of what was found to those of ``own`` and ``prefix``."""
+    heads = attended.key.shape[0]
+    coming = _pad(gradient, heads, texts)
+    own, of_prefix = _attend_backward(coming, attended, _by_text(prefix, heads), texts.scaling)
+    query, key, value = (_pack(each, texts) for each in own)
+    return (query, key, value), of_prefix
+
+
+def _by_text(prefix: Pair | None, heads: int) -> Pair | None:
+    """``[K, P, D]`` as they are, ``[K * B, P, D]`` as ``[K, B, P, D]``.
+
+    Sizes that go into what is compiled are sizes of tensors: quotients of them are divided anew at every number.
+    """
+    if prefix is None or len(prefix[0]) == heads:
+        return prefix
+    keys, values = (each.view(heads, -1, *each.shape[1:]) for each in prefix)
+    return keys, values
+
+
+@_make_compilable
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, prefix: Pair | None, attention_mask: Tensor, scaling: float
+) -> tuple[Tensor, AttentionCache]:
+    """``query [B, T, K, G, D]``, ``key`` and ``value`` with ``G = 1``, to what is found in the form of ``query``."""
+    count, length, heads, group, size = query.shape
+    query, key, value = (_sort_by_head(each) for each in (query, key, value))
+    wide, shape = query.float(), (heads, count, length, group, length)
+    text = (wide @ key.float().transpose(2, 3)).view(shape)
+    if prefix is None:
+        before = None
+        after = elementwise.text_attention_weights(text, attention_mask, scaling, query.dtype).flatten(2, 3)
+        found = after @ value
+    else:
+        keys, values = (each.flatten(0, -3) for each in prefix)
+        seen_by = (len(keys), (count if prefix[0].dim() == 3 else 1) * length * group, size)
+        front = _multiply_in_float32(query.reshape(seen_by), wide.reshape(seen_by), keys)
+        front = front.view(*shape[:-1], keys.shape[1])
+        before, after = elementwise.attention_weights(front, text, attention_mask, scaling, query.dtype)
+        after = after.flatten(2, 3)
+        seen = before.reshape(len(keys), seen_by[1], keys.shape[1])
+        found = torch.baddbmm((after @ value).reshape(seen_by), seen, values)
+    found = found.view(heads, count, length, group, size).permute(1, 2, 0, 3, 4).contiguous()
+    return found, AttentionCache(query, key, value, before, after)
+
+
+@_make_compilable
+def _attend_backward(
+    coming: Tensor, attended: AttentionCache, prefix: Pair | None, scaling: float
+) -> tuple[Triple, Pair | None]:
+    """From the gradient of what ``_attend`` found to those of its first three arguments, and of ``prefix``."""
+    count, length, heads, group, size = coming.shape
     query, key, value, before, after = attended
-    coming = _pad(gradient, query.shape[0], texts)
+    coming = _sort_by_head(coming)
     coming_after = coming @ value.transpose(2, 3)
     of_values = after.transpose(2, 3) @ coming
     of_prefix = None
     if before is None or prefix is None:
-        scores = elementwise.text_attention_weights_backward(after, coming_after, texts.scaling)
+        scores = elementwise.text_attention_weights_backward(after, coming_after, scaling)
         of_query = scores @ key
     else:
         keys, values = prefix
         joined, first = coming.flatten(1, 2), before.flatten(1, 3)
         front, scores = elementwise.attention_weights_backward(
-            first, after.flatten(1, 2), joined @ values.transpose(1, 2), coming_after.flatten(1, 2), texts.scaling
+            first, after.flatten(1, 2), joined @ values.transpose(1, 2), coming_after.flatten(1, 2), scaling
         )
         scores = scores.view_as(after)
-        of_query = torch.baddbmm((scores @ key).flatten(1, 2), front, keys).view_as(query)
+        of_query = torch.baddbmm((scores @ key).flatten(1, 2), front, keys)
         of_prefix = (front.transpose(1, 2) @ query.flatten(1, 2), first.transpose(1, 2) @ joined)
     of_keys = scores.transpose(2, 3) @ query
-    return (_pack(of_query, texts), _pack(of_keys, texts), _pack(of_values, texts)), of_prefix
+    own = (
+        of_query.view(heads, count, length, group, size).permute(1, 2, 0, 3, 4).contiguous(),
+        of_keys.view(heads, count, length, 1, size).permute(1, 2, 0, 3, 4).contiguous(),
+        of_values.view(heads, count, length, 1, size).permute(1, 2, 0, 3, 4).contiguous(),
+    )
+    return own, of_prefix
+
+
+def _sort_by_head(texts: Tensor) -> Tensor:
+    """``[B, T, K, G, D]`` to ``[K, B, T * G, D]``."""
+    count, length, heads, group, size = texts.shape
+    return texts.permute(2, 0, 1, 3, 4).reshape(heads, count, length * group, size)
 
 
 @_make_compilable
@@ -302,17 +345,14 @@ def _multiply_in_float32(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
 
 
 def _pad(packed: Tensor, heads: int, texts: Texts) -> Tensor:
-    """``[M, K * G * D]`` to ``[K, B, T * G, D]``."""
+    """``[M, K * G * D]`` to ``[B, T, K, G, D]``."""
     count, length = texts.attention_mask.shape[:2]
     if texts.slots is not None:
         packed = packed.new_zeros(count * length, packed.shape[1]).index_copy_(0, texts.slots, packed)
-    rows = packed.view(count, length, heads, -1, texts.size).permute(2, 0, 1, 3, 4)
-    return rows.reshape(heads, count, -1, texts.size)
+    return packed.view(count, length, heads, -1, texts.size)
 
 
 def _pack(padded: Tensor, texts: Texts) -> Tensor:
     """The way back."""
-    heads, count, _, size = padded.shape
-    length = texts.attention_mask.shape[1]
-    rows = padded.view(heads, count, length, -1, size).permute(1, 2, 0, 3, 4).reshape(count * length, -1)
+    rows = padded.flatten(0, 1).flatten(1)
     return rows if texts.slots is None else rows.index_select(0, texts.slots)
