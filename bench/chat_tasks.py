@@ -23,6 +23,7 @@ import softprompt as sp
 from softprompt.experiments.comparison.study_records import Study
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+KEPT = Path(__file__).resolve().parent / "results" / "chat_tasks"
 SYSTEM = {
     "sst2": "You judge sentences from film reviews. Answer with one word: positive or negative.",
     "trec": (
@@ -123,7 +124,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=list(SYSTEM), choices=SYSTEM)
     parser.add_argument("--forms", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--methods", help="in place of each form's own")
-    parser.add_argument("--out", type=Path, default=Path("chat-tasks"), help="where results land")
+    parser.add_argument("--out", type=Path, default=KEPT, help="where results land, and go on from")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--length", type=int, default=100, help="virtual tokens of --placements")
