@@ -225,7 +225,7 @@ class TestFaults:
         assert blocked(diagnosis) == set(METHODS)
 
     def test_a_prefix_without_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(prefix, "_compute_cache", torch.no_grad()(prefix._compute_cache))
+        monkeypatch.setattr(prefix, "compute_cache", torch.no_grad()(prefix.compute_cache))
         diagnosis = diagnose(family_base("llama"))
         assert reason_of(diagnosis, "shared prefix") == "differs from plain concatenation, gradient by 1"
         assert verdicts(diagnosis)["right-padded batch"] == "exact"

@@ -35,8 +35,8 @@ class EncodedSequence:
         targets: the token that should follow at each position (empty when predicting).
         decisions: which decision of the verbalizer each position asks (empty for generation).
         prompt: which of the prompts in the batch it stands behind.
-        parents: the place in ``ids`` that each of its last tokens follows; none where each follows the one before.
         decoder_ids: of an encoder-decoder model, what the decoder is given of the answer, in place of ``ids``.
+        parents: the place in ``ids`` that each of its last tokens follows; none where each follows the one before.
     """
 
     example: int
@@ -45,8 +45,8 @@ class EncodedSequence:
     targets: tuple[int, ...] = ()
     decisions: tuple[int, ...] = ()
     prompt: int = 0
-    parents: tuple[int, ...] = ()
     decoder_ids: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

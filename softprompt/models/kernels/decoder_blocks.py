@@ -110,13 +110,17 @@ class Texts(NamedTuple):
     """Packed texts behind one prefix.
 
     Attributes:
-        hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
+        batch, length: ``B`` and ``T``.
+        attention_mask: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not; ``None``: at all
+            before it, in long texts.
         slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
         scaling: what scores are multiplied by.
         size: ``D``.
     """
 
-    attention_mask: Tensor
+    batch: int
+    length: int
+    attention_mask: Tensor | None
     slots: Tensor | None
     scaling: float
     size: int
@@ -214,10 +218,11 @@ def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Atte
         own: their queries, keys and values, ``[M, heads * D]``.
         prefix: keys and values ``[K, P, D]`` for all texts, or ``[K * B, P, D]``.
     """
+    assert texts.attention_mask is not None
     heads = own[1].shape[1] // texts.size
-    query, key, value = (_pad(each, heads, texts) for each in own)
+    query, key, value = (pad(each, heads, texts) for each in own)
     found, attended = _attend(query, key, value, _by_text(prefix, heads), texts.attention_mask, texts.scaling)
-    return _pack(found, texts), attended
+    return pack(found, texts), attended
 
 
 def attend_backward(
@@ -225,9 +230,9 @@ def attend_backward(
 ) -> tuple[Triple, Pair | None]:
     """From the gradient of what was found to those of ``own`` and ``prefix``."""
     heads = attended.key.shape[0]
-    coming = _pad(gradient, heads, texts)
+    coming = pad(gradient, heads, texts)
     own, of_prefix = _attend_backward(coming, attended, _by_text(prefix, heads), texts.scaling)
-    query, key, value = (_pack(each, texts) for each in own)
+    query, key, value = (pack(each, texts) for each in own)
     return (query, key, value), of_prefix
 
 
@@ -344,15 +349,14 @@ def _multiply_in_float32(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
     return rounded.float() + torch.baddbmm(rounded, query, turned, beta=-1).float()
 
 
-def _pad(packed: Tensor, heads: int, texts: Texts) -> Tensor:
+def pad(packed: Tensor, heads: int, texts: Texts) -> Tensor:
     """``[M, K * G * D]`` to ``[B, T, K, G, D]``."""
-    count, length = texts.attention_mask.shape[:2]
     if texts.slots is not None:
-        packed = packed.new_zeros(count * length, packed.shape[1]).index_copy_(0, texts.slots, packed)
-    return packed.view(count, length, heads, -1, texts.size)
+        packed = packed.new_zeros(texts.batch * texts.length, packed.shape[1]).index_copy_(0, texts.slots, packed)
+    return packed.view(texts.batch, texts.length, heads, -1, texts.size)
 
 
-def _pack(padded: Tensor, texts: Texts) -> Tensor:
+def pack(padded: Tensor, texts: Texts) -> Tensor:
     """The way back."""
     rows = padded.flatten(0, 1).flatten(1)
     return rows if texts.slots is None else rows.index_select(0, texts.slots)

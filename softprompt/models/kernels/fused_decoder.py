@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softprompt.models.exactness import OncePerModel, is_exact
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels import elementwise
+from softprompt.models.kernels import elementwise, long_attention
 from softprompt.models.kernels.elementwise import Norm
 from softprompt.models.kernels.fused_layer import (
     KeysAndValues,
@@ -156,13 +156,15 @@ def _group_texts(
         length, stop, prompt = int(own[-1]), start + int(own.sum()), int(behind[0])
         column = torch.arange(length, device=mask.device)
         there = column < own[:, None]
-        texts = slice(row, row + len(own))
-        looked_at = (column <= column[:, None]) if seen is None else seen[texts, :length, :length]
-        looked_at = looked_at & there[:, None]
-        hidden = torch.zeros(looked_at.shape, device=mask.device).masked_fill(~looked_at, -torch.inf)
         slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
         each = None if bool((behind == prompt).all()) else behind
-        groups.append(TextGroup(start, stop, slots, hidden[:, :, None], prompt, max(lengths) - lengths[prompt], each))
+        padded, attention_mask = max(lengths) - lengths[prompt], None
+        if seen is not None or length < long_attention.LONG:
+            texts = slice(row, row + len(own))
+            looked_at = (column <= column[:, None]) if seen is None else seen[texts, :length, :length]
+            hidden = (looked_at & there[:, None]).logical_not()
+            attention_mask = torch.zeros(hidden.shape, device=mask.device).masked_fill(hidden, -torch.inf)[:, :, None]
+        groups.append(TextGroup(start, stop, slots, len(own), length, attention_mask, prompt, padded, each))
         start, row = stop, row + len(own)
     return tuple(groups)
 

@@ -24,6 +24,7 @@ from softprompt.models.fast_attention import norm_scale
 from softprompt.models.kernels import decoder_blocks
 from softprompt.models.kernels.decoder_blocks import FeedForward, InputProjection, Linear
 from softprompt.models.kernels.elementwise import Norm
+from softprompt.models.kernels.long_attention import LongAttentionCache, attend_long, attend_long_backward
 from softprompt.models.quantization import is_plain
 
 _remember: ContextVar[bool] = ContextVar("remember", default=True)
@@ -117,7 +118,9 @@ class TextGroup:
     Attributes:
         start, stop: their positions.
         slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
-        hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
+        count, length: texts, and tokens of the longest.
+        attention_mask: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not; ``None``: at all
+            before it, in long texts.
         prompt: which of the ``R``; that of the first text where they stand behind several.
         behind: columns of padding before its prefix.
         each: the prompt of each text ``[B]`` where they stand behind several; nothing is learned then.
@@ -126,7 +129,9 @@ class TextGroup:
     start: int
     stop: int
     slots: Tensor | None
-    attention_mask: Tensor
+    count: int
+    length: int
+    attention_mask: Tensor | None
     prompt: int
     behind: int
     each: Tensor | None = None
@@ -168,7 +173,7 @@ class LayerRun:
         if not last:  # there, keys and values are all that is wanted of prompts
             self._groups += [(prompt, None) for prompt in plan.prompts]
         self._fronts: list[KeysAndValues | None] = []
-        self._attended: list[decoder_blocks.AttentionCache] = []
+        self._attended: list[decoder_blocks.AttentionCache | LongAttentionCache] = []
         self._left: decoder_blocks.FeedForwardCache | None = None
 
     def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +196,8 @@ class LayerRun:
         for group, prompt in self._groups:
             own = (self._select_rows(group, query), self._select_rows(group, key), self._select_rows(group, value))
             front = self._select_prefix(group) if prompt is None else self._select_inline_prefix(prompt, key, value)
-            part, attended = decoder_blocks.attend(own, front, self._describe_texts(group))
+            attend = decoder_blocks.attend if group.attention_mask is not None else attend_long
+            part, attended = attend(own, front, self._describe_texts(group))
             parts.append(part)
             self._fronts.append(front)
             self._attended.append(attended)
@@ -219,7 +225,11 @@ class LayerRun:
             parts = []
             for (group, _), front, attended in zip(self._groups, self._fronts, self._attended, strict=True):
                 own = self._select_rows(group, found)
-                parts.append(decoder_blocks.attend_backward(own, attended, front, self._describe_texts(group)))
+                texts = self._describe_texts(group)
+                if isinstance(attended, LongAttentionCache):
+                    parts.append(attend_long_backward(own, attended, front, texts))
+                else:
+                    parts.append(decoder_blocks.attend_backward(own, attended, front, texts))
             of_fronts = [part for _, part in parts]
             of_prefix = self._add_prefix_gradients(of_fronts)
             if not wanted:
@@ -237,9 +247,8 @@ class LayerRun:
         return own, *of_prefix
 
     def _describe_texts(self, group: TextGroup) -> decoder_blocks.Texts:
-        return decoder_blocks.Texts(
-            group.attention_mask, group.slots, self.layer.scaling, self.layer.input_projection.size
-        )
+        scaling, size = self.layer.scaling, self.layer.input_projection.size
+        return decoder_blocks.Texts(group.count, group.length, group.attention_mask, group.slots, scaling, size)
 
     def _select_rows(self, group: TextGroup, rows: Tensor) -> Tensor:
         """A group's part of all positions; a prompt's is copied, to be like that of a prompt that is read alone."""
