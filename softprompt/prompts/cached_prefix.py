@@ -25,8 +25,6 @@ from softprompt.models.last_layer import limit_last_layer
 from softprompt.models.sharding import gather_before_backward
 from softprompt.prompts.kv_cache import map_tensors, pad_left, read_only, stack_rows
 
-SEPARATE_TOKENS = 2048  # padded tokens of a pass over branches that are read as plain texts
-
 
 @dataclass(frozen=True)
 class CachedPrefix:
@@ -115,7 +113,7 @@ class CachedPrefix:
                 decoder, batch.input_ids, batch.mask, batch.row, batch.column, batch.which, seen=batch.seen
             )
         if batch.seen is not None and not self._reads_branches(batch):
-            return read_separately(self.scored, batch, SEPARATE_TOKENS)
+            return read_separately(self.scored, batch)
         return self.scored_by_model(batch)
 
     def scored_by_model(self, batch: Batch) -> Tensor:
@@ -198,5 +196,5 @@ def reads_branches(base: FrozenLM) -> bool:
             plain.row, plain.column
         ]
 
-    expected = read_separately(read, batch, SEPARATE_TOKENS)
+    expected = read_separately(read, batch)
     return is_exact(lambda: prefix.scored_by_model(batch), expected, base.dtype, float32=1e-4, rounded=6e-2)

@@ -26,7 +26,7 @@ from softprompt.models.exactness import OncePerModel, is_exact, relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.sharding import find_layer_devices
 from softprompt.prompts.attention_prefix import find_prompted_layers
-from softprompt.prompts.cached_prefix import SEPARATE_TOKENS, CachedPrefix, compute_cache, stack_prefixes
+from softprompt.prompts.cached_prefix import CachedPrefix, compute_cache, stack_prefixes
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, compute_seq2seq_keys_and_values, make_encoded_prefix
 from softprompt.prompts.state import PromptState, concatenate_prefixes
 
@@ -61,7 +61,7 @@ class ConcatenatedPrefix:
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions."""
         if batch.seen is not None:
-            return read_separately(self.scored, batch, SEPARATE_TOKENS)
+            return read_separately(self.scored, batch)
         return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
 
 

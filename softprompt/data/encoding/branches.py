@@ -15,16 +15,17 @@ from torch import Tensor
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 
+PASS_TOKENS = 2048  # padded, of each pass over branches that are read as plain texts
 
-def read_separately(read: Callable[[Batch], Tensor], batch: Batch, token_budget: int) -> Tensor:
+
+def read_separately(read: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     """Hidden states ``[N, H]`` at the scored positions of a batch with branches, each branch read as a plain text.
 
     Args:
         read: gives those of a batch without any.
-        token_budget: padded tokens of each of these batches, at most.
     """
     found, order = [], []
-    for chunk in batch_by_token_budget(list(_separate(batch)), token_budget):
+    for chunk in batch_by_token_budget(list(_separate(batch)), PASS_TOKENS):
         found.append(read(collate(chunk, batch.input_ids.device)))
         order += [number for item in chunk for number in item.targets]
     back = torch.tensor(order, device=batch.row.device).argsort()

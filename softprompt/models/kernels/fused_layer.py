@@ -118,7 +118,7 @@ class TextGroup:
     Attributes:
         start, stop: their positions.
         slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
-        count, length: texts, and tokens of the longest.
+        batch, length: texts, and tokens of the longest.
         attention_mask: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not; ``None``: at all
             before it, in long texts.
         prompt: which of the ``R``; that of the first text where they stand behind several.
@@ -129,7 +129,7 @@ class TextGroup:
     start: int
     stop: int
     slots: Tensor | None
-    count: int
+    batch: int
     length: int
     attention_mask: Tensor | None
     prompt: int
@@ -248,7 +248,7 @@ class LayerRun:
 
     def _describe_texts(self, group: TextGroup) -> decoder_blocks.Texts:
         scaling, size = self.layer.scaling, self.layer.input_projection.size
-        return decoder_blocks.Texts(group.count, group.length, group.attention_mask, group.slots, scaling, size)
+        return decoder_blocks.Texts(group.batch, group.length, group.attention_mask, group.slots, scaling, size)
 
     def _select_rows(self, group: TextGroup, rows: Tensor) -> Tensor:
         """A group's part of all positions; a prompt's is copied, to be like that of a prompt that is read alone."""
