@@ -91,6 +91,9 @@ class TrainConfig(Settings):
     )
     length: int = Field(100, ge=1, le=4096, description="virtual tokens")
     init: str = Field("examples", description="examples, text, text:WORDS, labels, vocab, random, or prompt:FOLDER")
+    soft_verbalizer: Literal["auto", "always", "never"] = Field(
+        "auto", description="learn rows of the output layer for the labels too; auto: of 20 labels and more"
+    )
     steps: int = Field(300, ge=1, description="optimiser steps")
     epochs: float | None = Field(
         None,

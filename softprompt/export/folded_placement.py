@@ -59,7 +59,7 @@ def fold_placement(base: FrozenLM, state: PromptState) -> PromptState:
         torch.cat([before, tensor.float().cpu(), behind], dim=-2)
         for (before, behind), tensor in zip(around, state.tensors, strict=True)
     )
-    return PromptState(state.kind, tensors, NOTHING_AROUND)
+    return replace(state, tensors=tensors, placement=NOTHING_AROUND)
 
 
 def unfold_placement(state: PromptState, front: int, placement: Placement) -> PromptState:

@@ -16,6 +16,7 @@ import torch
 
 from softprompt.errors import PromptFileError
 from softprompt.export.export_formats import ExportRequest, ImportedState
+from softprompt.export.virtual_tokens import check_labels
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.utils.files import check_free, write_file
@@ -34,6 +35,7 @@ def write_npy(prompt: Prompt, path: Path) -> None:
         PromptFileError: an ensemble, keys and values, or a prompt that holds BOS itself or stands among other tokens.
         OutputError: the place is taken, or cannot be written.
     """
+    check_labels({prompt.method: prompt})
     if prompt.state.kind != "embeddings":
         raise PromptFileError(
             "this prompt holds keys and values of every layer, and a .npy file has room for virtual tokens only: "

@@ -28,6 +28,7 @@ from softprompt.export.export_readme import (
     tokenizer_files,
 )
 from softprompt.export.folded_placement import append_bos, check_bos_precision, fold_placement, unfold_placement
+from softprompt.export.virtual_tokens import check_labels
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
@@ -93,11 +94,12 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     """Write a folder that ``PeftModel.from_pretrained`` reads, with a README that tells how to feed it.
 
     Raises:
-        PromptFileError: an ensemble, or a prompt of another base model.
+        PromptFileError: an ensemble, a prompt of another base model, or one that has learned its labels.
         BaseModelError: PEFT would compute something else on this family, or ``base`` is not in float32, in which
             BOS's row is computed.
         OutputError: the folder exists, or cannot be written.
     """
+    check_labels({prompt.method: prompt})
     from safetensors.torch import save
 
     check_free(folder)

@@ -11,7 +11,7 @@ from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export.export_formats import FORMATS, ExportFormat, ExportRequest
-from softprompt.export.virtual_tokens import check_kinds
+from softprompt.export.virtual_tokens import check_kinds, check_labels
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -64,6 +64,7 @@ def export_prompt(
     base = None if base is None else resolve_base(base, dtype=target.dtype if plain else "saved")
     request = ExportRequest(named, Path(out), None, None if gguf is None else Path(gguf), tied)
     check_export(format, len(named), request.out, request.gguf, tied=tied)
+    check_labels(named)
     if target.several:
         check_kinds(named)
     else:

@@ -57,6 +57,7 @@ class BakedVocabulary:
 
 def check_expressible(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
     """``check_kinds``, and that the prompts are of ``base``; raises PromptFileError if not."""
+    check_labels(prompts)
     check_kinds(prompts)
     for prompt in prompts.values():
         prompt.check_base(base)
@@ -84,6 +85,16 @@ def check_kinds(prompts: Mapping[str, Prompt]) -> None:
             raise PromptFileError(
                 f"'{name}' is keys and values of every layer, and this format holds what stands at the model's input "
                 "only, as words do: use --format peft, serve it with softprompt, or learn it with prompt-tuning"
+            )
+
+
+def check_labels(prompts: Mapping[str, Prompt]) -> None:
+    """Raise PromptFileError unless the labels are words of the model: engines answer in these."""
+    for name, prompt in prompts.items():
+        if any(state.label_rows is not None for state in prompt.states):
+            raise PromptFileError(
+                f"'{name}' has learned rows of the output layer for its labels (a soft verbalizer), for which no "
+                "format has room: serve it with softprompt, or learn it with --soft-verbalizer never"
             )
 
 

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.readers.example_reader import BadRows
 from softprompt.data.readers.file_rows import read_records
@@ -28,7 +27,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.prompts.state import PromptState, describe_state, words_before
+from softprompt.prompts.state import PromptState, describe_state
+from softprompt.prompts.text_encoder import make_text_encoder
 from softprompt.store.prompt_loading import resolve_saved_prompt
 from softprompt.utils.arguments import check_arguments, describe_kind, refuse_argument
 from softprompt.utils.notebook_display import Displayed
@@ -90,9 +90,8 @@ class Predictor(Displayed):
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
         generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, spec))
         self.generation = end_with_turns(base, spec, generation)
-        length = max((state.length for state in self.states), default=0)
-        self.encoder = ExampleEncoder(base, spec, length, self.generation.max_new_tokens, words_before(self.states))
-        self._objective = AnswerScorer(base, self.encoder.verbalizer)
+        self.encoder = make_text_encoder(base, spec, self.states, self.generation.max_new_tokens)
+        self._objective = AnswerScorer(base, self.encoder.verbalizer, self.states)
         check_placement(self.states, self.encoder.placement)
         self._others: dict[str, Predictor] = {}
 

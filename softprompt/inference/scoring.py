@@ -5,9 +5,10 @@ classification only in the rows of label tokens. Shapes: ``N`` positions, ``H`` 
 ``D`` decisions, ``C`` labels.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from softprompt.inference.reading_progress import track
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix
+from softprompt.prompts.state import PromptState
 
 # padded tokens of a forward pass without gradient: more of them fall out of the processor's cache
 EVALUATION_TOKENS = 2048
@@ -43,9 +45,12 @@ def learning_tokens(budget: int, *, on_cpu: bool) -> int:
 class AnswerScorer:
     """Losses and scores of one task on one base model."""
 
-    def __init__(self, base: FrozenLM, verbalizer: Verbalizer | None) -> None:
-        """``verbalizer`` is ``None`` for generation."""
+    def __init__(
+        self, base: FrozenLM, verbalizer: Verbalizer | None, states: Sequence[PromptState | None] = ()
+    ) -> None:
+        """``verbalizer`` is ``None`` for generation; ``states``: as for ``behind``."""
         self.base, self.verbalizer = base, verbalizer
+        self._label_rows = list_label_rows(states)
         if verbalizer is not None:
             self._rows = torch.tensor(verbalizer.rows, device=base.device)
             column = {token: index for index, token in enumerate(verbalizer.rows)}
@@ -58,16 +63,28 @@ class AnswerScorer:
                 taken[d, labels] = torch.tensor([column[decision.choices[choice]] for choice in choices])
             self._allowed, self._taken = allowed.to(base.device), taken.to(base.device)
 
+    def behind(self, states: Sequence[PromptState | None]) -> Self:
+        """The same task behind these prompts, whose labels are learned if they say so: of a batch, in their order."""
+        rows = list_label_rows(states)
+        if not rows and not self._label_rows:
+            return self
+        other = copy.copy(self)
+        other._label_rows = rows
+        return other
+
     def count(self, items: Sequence[EncodedSequence]) -> int:
         """What a mean loss of ``items`` is over: examples for classification, target tokens for generation."""
         return sum(len(item.targets) for item in items) if self.verbalizer is None else len(items)
 
     def losses(self, prefix: ScoringPrefix, batch: Batch) -> Tensor:
         """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
-        return self.losses_of(prefix.scored(batch), batch.targets, batch.decisions)
+        return self.losses_of(prefix.scored(batch), batch.targets, batch.decisions, batch.which[batch.row])
 
-    def losses_of(self, hidden: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
-        """Negative log-likelihood (nats) of ``targets [N]`` at hidden states ``[N, H]`` that ask ``decisions [N]``."""
+    def losses_of(self, hidden: Tensor, targets: Tensor, decisions: Tensor, which: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood (nats) of ``targets [N]`` at hidden states ``[N, H]`` that ask ``decisions [N]``.
+
+        ``which [N]``: the prompt that each stands behind; the first one if not given.
+        """
         if self.verbalizer is None:
             if any(weight.requires_grad for weight in self.base.model.get_output_embeddings().parameters()):
                 return self._recomputed_losses(hidden, targets)
@@ -77,7 +94,7 @@ class AnswerScorer:
 
             return vocabulary_losses(hidden, self.base, cross_entropy)
         columns = torch.searchsorted(self._rows, targets)
-        return -self.decision_log_probabilities(hidden, decisions).gather(1, columns[:, None])[:, 0]
+        return -self.decision_log_probabilities(hidden, decisions, which).gather(1, columns[:, None])[:, 0]
 
     def _recomputed_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy over the whole vocabulary, for an output layer that learns: its logits are computed twice."""
@@ -110,7 +127,7 @@ class AnswerScorer:
             batch = collate(chunk, self.base.device)
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
-            scores.index_add_(0, example, self.label_scores(hidden, batch.decisions).cpu())
+            scores.index_add_(0, example, self.label_scores(hidden, batch.decisions, batch.which[batch.row]).cpu())
         scores = self.base.processes.sum(scores)
         return scores if learning else check_finite(scores)
 
@@ -143,16 +160,33 @@ class AnswerScorer:
             changed += choices.gather(1, taken.clamp(min=0)).masked_fill(taken < 0, 0.0)
         return changed
 
-    def label_scores(self, hidden: Tensor, decisions: Tensor) -> Tensor:
+    def label_scores(self, hidden: Tensor, decisions: Tensor, which: Tensor | None = None) -> Tensor:
         """What hidden states ``[N, H]`` that ask ``decisions [N]`` add to each label's log-probability: ``[N, C]``."""
         taken = self._taken[decisions]
-        passed = self.decision_log_probabilities(hidden, decisions).gather(1, taken.clamp(min=0))
+        passed = self.decision_log_probabilities(hidden, decisions, which).gather(1, taken.clamp(min=0))
         return passed.masked_fill(taken < 0, 0.0)
 
-    def decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
+    def decision_log_probabilities(self, hidden: Tensor, decisions: Tensor, which: Tensor | None = None) -> Tensor:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""
+        if self._label_rows:
+            return self._learned_label_logits(hidden, which).log_softmax(-1)
         logits = self.base.logits(hidden, self._rows)
         return logits.masked_fill(~self._allowed[decisions], float("-inf")).log_softmax(-1)
+
+    def _learned_label_logits(self, hidden: Tensor, which: Tensor | None) -> Tensor:
+        """``[N, C]``, by the labels of the prompt that each hidden state stands behind."""
+        if which is None or len(self._label_rows) == 1:
+            return self.base.row_logits(hidden, self._label_rows[0])
+        logits = hidden.new_zeros(len(hidden), len(self._label_rows[0]), dtype=torch.float32)
+        for index in which.unique().tolist():
+            own = (which == index).nonzero()[:, 0]
+            logits = logits.index_copy(0, own, self.base.row_logits(hidden[own], self._label_rows[index]))
+        return logits
+
+
+def list_label_rows(states: Sequence[PromptState | None]) -> tuple[Tensor, ...]:
+    """The learned labels ``[C, H]`` of each prompt; none where labels are words. All are of one kind."""
+    return tuple(state.label_rows for state in states if state is not None and state.label_rows is not None)
 
 
 def check_finite(scores: Tensor) -> Tensor:

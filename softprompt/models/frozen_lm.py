@@ -199,6 +199,32 @@ class FrozenLM(Displayed):
         added = logits_bias(self.model)
         return (logits if added is None else logits + (added if rows is None else added[rows]).float()).to(self.device)
 
+    def row_logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states ``[N, H]`` to logits ``[N, R]`` in float32, by ``rows [R, H]`` for the output layer's own."""
+        rows = rows.to(hidden.device, torch.float32)
+        return self._transform_logits(nn.functional.linear(hidden.float(), rows)).to(self.device)
+
+    @property
+    def has_plain_output_rows(self) -> bool:
+        """Whether ``output_rows`` can be read: those of an output layer that is neither quantized nor sharded."""
+        return is_plain(self.model.get_output_embeddings().weight)
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """Rows ``[R, H]`` of the output layer, of token ids ``[R]``; raises BaseModelError if they cannot be read."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        if not self.has_plain_output_rows:
+            raise BaseModelError(
+                f"the output layer of '{self.name}' is quantized or sharded, and labels are learned from its rows: use "
+                "--soft-verbalizer never"
+            )
+        return weight.detach()[ids.to(weight.device)].to(ids.device)
+
+    @cached_property
+    def output_std(self) -> float:
+        """Standard deviation of the output layer's rows; raises as ``output_rows``."""
+        step = max(1, self.vocabulary_size // 16384)
+        return float(self.output_rows(torch.arange(0, self.vocabulary_size, step, device=self.device)).float().std())
+
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of configuration, tokenizer and weights; the same on every device, in float32 and in bfloat16.

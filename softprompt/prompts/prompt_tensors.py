@@ -8,16 +8,23 @@ import torch
 from softprompt.data.encoding.placement import Placement
 from softprompt.prompts.state import PromptState
 
+LABELS = "label_rows"
+
 
 def name_tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
-    """By name: ``prompt``, or ``layer.0``, ... for keys and values; behind ``member.0.`` and so on in an ensemble."""
+    """By name: ``prompt``, or ``layer.0``, ... for keys and values; behind ``member.0.`` and so on in an ensemble.
+
+    ``label_rows`` are those of labels that were learned with it.
+    """
     named = {}
     for member, state in enumerate(states):
         start = f"member.{member}." if len(states) > 1 else ""
         for index, tensor in enumerate(state.tensors):
             name = "prompt" if state.kind == "embeddings" else f"layer.{index}"
-            named[start + name] = tensor.detach().float().contiguous().cpu().clone()
-    return named
+            named[start + name] = tensor
+        if state.label_rows is not None:
+            named[start + LABELS] = state.label_rows
+    return {name: tensor.detach().float().contiguous().cpu().clone() for name, tensor in named.items()}
 
 
 def parse_states(
@@ -49,7 +56,12 @@ def parse_states(
                 or not tensor.numel()
             ):
                 raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)} of {tensor.dtype}")
-        states.append(PromptState(kind, tuple(tensors), placement))
-    if sum(len(state.tensors) for state in states) != len(named):
-        raise ValueError(f"{len(named)} tensors, expected {sum(len(state.tensors) for state in states)}")
+        rows = named.get(start + LABELS)
+        if rows is not None and (rows.dtype != torch.float32 or rows.ndim != 2 or not rows.numel()):
+            raise ValueError(f"label rows of shape {tuple(rows.shape)} of {rows.dtype}")
+        states.append(PromptState(kind, tuple(tensors), placement, label_rows=rows))
+    if sum(len(state.numbers) for state in states) != len(named):
+        raise ValueError(f"{len(named)} tensors, expected {sum(len(state.numbers) for state in states)}")
+    if len({state.label_rows is None or state.label_rows.shape for state in states}) > 1:
+        raise ValueError("rows of labels that are not of one kind in all members")
     return tuple(states)

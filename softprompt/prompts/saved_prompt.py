@@ -227,7 +227,7 @@ class Prompt(Displayed):
         """
         from safetensors.torch import save
 
-        if len({(state.kind, state.placement) for state in self.states}) != 1:
+        if len({(state.kind, state.placement, state.label_rows is None) for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
         tensor_bytes = save(name_tensors(self.states))
         others = {name: text.encode() for name, text in self.extra_files.items()}
@@ -251,7 +251,7 @@ def hash_prompt(spec: TaskSpec, states: Sequence[PromptState]) -> str:
         digest.update(f"{state.kind}{state.behind_bos}".encode())
         if state.placement.added:
             digest.update(f"{state.placement.before}{state.placement.behind}".encode())
-        for tensor in state.tensors:
+        for tensor in state.numbers:
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -295,7 +295,10 @@ def parse_prompt(files: Mapping[str, bytes], where: str) -> Prompt:
         )
         if prompt.length != manifest.get("length"):
             raise ValueError(f"{prompt.length} virtual tokens, its length says {manifest.get('length')!r}")
-        if not all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors):
+        rows = {len(state.label_rows) for state in prompt.states if state.label_rows is not None}
+        if rows - {len(prompt.spec.labels)}:
+            raise ValueError(f"rows of {max(rows)} labels for a task of {len(prompt.spec.labels)}")
+        if not all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.numbers):
             raise ValueError("it has values that are not numbers")
         return prompt
     except KeyError as error:

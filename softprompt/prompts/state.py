@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from softprompt.data.encoding.placement import BEHIND_BOS, Placement
-from softprompt.data.few_shot import BEHIND_WORDS
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import summarize
 
@@ -29,12 +28,15 @@ class PromptState(Displayed):
             encoder-decoder model the encoder's layers first.
         placement: what the model reads in front of it and behind it, before each text.
         words: whether it is written text, which the texts behind it go on from, and not the beginning of a text.
+        label_rows: of the output layer, ``[C, H]`` float32, one a label, where they were learned with it (a soft
+            verbalizer); ``None``: labels are words of the model.
     """
 
     kind: Literal["embeddings", "key_values"]
     tensors: tuple[Tensor, ...]
     placement: Placement = BEHIND_BOS
     words: bool = False
+    label_rows: Tensor | None = None
 
     def __repr__(self) -> str:
         return summarize(self, describe_state(self), words=self.words or None)
@@ -62,23 +64,30 @@ class PromptState(Displayed):
         return self.tensors[0]
 
     @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """All of its tensors."""
+        return self.tensors if self.label_rows is None else (*self.tensors, self.label_rows)
+
+    @property
     def digest(self) -> str:
         """What tells it from another prompt."""
         numbers = hashlib.sha256()
-        for tensor in self.tensors:
+        for tensor in self.numbers:
             numbers.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return numbers.hexdigest()[:16]
 
     def detached(self) -> "PromptState":
         """A copy without gradient."""
-        return replace(self, tensors=tuple(tensor.detach().clone() for tensor in self.tensors))
+        rows = None if self.label_rows is None else self.label_rows.detach().clone()
+        return replace(self, tensors=tuple(tensor.detach().clone() for tensor in self.tensors), label_rows=rows)
 
 
 def describe_state(state: PromptState) -> str:
     """Kind and size in words."""
+    labels = "" if state.label_rows is None else f", {len(state.label_rows)} labels learned with them"
     if state.kind == "embeddings":
-        return f"{state.length} virtual tokens of {state.tensor.shape[1]}"
-    return f"{state.length} virtual tokens as keys and values of {len(state.tensors)} layers"
+        return f"{state.length} virtual tokens of {state.tensor.shape[1]}{labels}"
+    return f"{state.length} virtual tokens as keys and values of {len(state.tensors)} layers{labels}"
 
 
 def concatenate_prefixes(
@@ -106,8 +115,3 @@ def concatenate_prefixes(
     source = torch.where(column < sizes, column, (column - sizes + width).clamp(max=width + length - 1))
     rows = torch.cat([torch.stack(padded)[which], texts], dim=1)
     return rows.gather(1, source[..., None].expand(-1, -1, rows.shape[-1])), ends
-
-
-def words_before(states: Sequence[PromptState]) -> str:
-    """What texts go on from behind such prompts, as an ``Encoder`` wants it: nothing behind learned ones."""
-    return BEHIND_WORDS if any(state.words for state in states) else ""

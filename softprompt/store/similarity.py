@@ -223,7 +223,7 @@ def _list_members(prompt: Prompt) -> Members:
 def _is_same(prompt: Prompt, other: Prompt) -> bool:
     """Whether both are the same virtual tokens for the same task on the same base."""
     facts, of_other = ((one.spec, dict(one.base_fingerprint), one.states[0].kind) for one in (prompt, other))
-    tensors, others = ([tensor for state in one.states for tensor in state.tensors] for one in (prompt, other))
+    tensors, others = ([tensor for state in one.states for tensor in state.numbers] for one in (prompt, other))
     return facts == of_other and len(tensors) == len(others) and all(map(torch.equal, tensors, others))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
-from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
@@ -17,6 +16,7 @@ from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
+from softprompt.prompts.text_encoder import make_text_encoder
 from softprompt.store.input_profile import (
     FREQUENT,
     Distribution,
@@ -51,7 +51,7 @@ def profile_inputs(
     rows = sample_examples(task.validation, TEXTS)
     if not rows:
         return None
-    encoder = ExampleEncoder(base, spec, max(state.length for state in states))
+    encoder = make_text_encoder(base, spec, states)
     learned = encoder.encode_texts(sample_examples(task.train, TEXTS))
     counts = Counter(token for ids in learned for token in ids)
     # the order decides between tokens that are as frequent
@@ -78,7 +78,7 @@ def compute_hidden_states(
 
     Of several prompts that answer together, behind the first.
     """
-    encoder = ExampleEncoder(base, spec, max(state.length for state in states))
+    encoder = make_text_encoder(base, spec, states)
     prefix = make_prefix(base, states[0])
     found: dict[int, Floats] = {}
     size = 0

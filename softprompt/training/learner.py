@@ -15,6 +15,7 @@ from softprompt.data.task import Task
 from softprompt.inference.scoring import learning_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import fold_method, make_method, read_state
+from softprompt.prompts.methods.soft_verbalizer import make_soft_verbalizer
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import DataLoader
 from softprompt.training.initialization import initialize
@@ -237,12 +238,15 @@ class PromptLearner(Learner):
         name: str = "",
         reference: ReferenceLoss | None = None,
         start: PromptState | None = None,
+        *,
+        soft_verbalizer: bool = False,
     ) -> None:
         """Begin at the start that ``config`` names.
 
         Args:
             reference: what to get below; by default the loss of knowing the label frequencies.
             start: what ``init='teacher'`` begins as.
+            soft_verbalizer: learn the labels too.
 
         Raises:
             ConfigError, PromptFileError, BaseModelError: the settings cannot be used.
@@ -252,6 +256,8 @@ class PromptLearner(Learner):
         self.method: Any = make_method(
             config.method, config.method_options, base, start, learning_unit(base, config), config.seed
         )
+        if soft_verbalizer:
+            self.method.verbalizer = make_soft_verbalizer(base, task.spec, start.label_rows)
         super().__init__(name, config, list(self.method.parameters()), make_optimizer(self.method, config))
         self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
         self.best = fold_method(self.method)
@@ -308,7 +314,7 @@ class PromptLearner(Learner):
     def tensors(self) -> dict[str, Tensor]:
         kept = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
         kept |= {f"averaged/{name}": tensor for name, tensor in self.averaged.items()}
-        return kept | {f"best/{index}": tensor for index, tensor in enumerate(self.best.tensors)}
+        return kept | {f"best/{index}": tensor for index, tensor in enumerate(self.best.numbers)}
 
     def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
         device = self.parameters[0].device
@@ -319,7 +325,9 @@ class PromptLearner(Learner):
         self.method.load_state_dict(group("method/"))
         self.averaged = group("averaged/")
         best = group("best/")
-        self.best = replace(self.best, tensors=tuple(best[str(index)] for index in range(len(best))))
+        numbers = [best[str(index)] for index in range(len(best))]
+        rows = None if self.best.label_rows is None else numbers.pop()
+        self.best = replace(self.best, tensors=tuple(numbers), label_rows=rows)
         super().restore(tensors, optimizer, progress)
 
 

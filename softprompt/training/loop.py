@@ -94,7 +94,9 @@ def train_together(
     learners = []
     for name, config in configs.items():
         start = objective.starts.get(config.length)
-        learner = PromptLearner(base, task, config, name, objective.reference, start)
+        learner = PromptLearner(
+            base, task, config, name, objective.reference, start, soft_verbalizer=objective.soft_verbalizer
+        )
         learner.loader, learner.validation = objective.loader(config), objective.validations[config.length]
         learners.append(learner)
     for note in dict.fromkeys(
@@ -258,7 +260,7 @@ def _forward_passes(
         states = [state for owner in owners if (state := learners[owner].state()) is not None]
         prefix = make_learning_prefix(base, *states) if states else make_prefix(base, None)
         batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
-        yield ForwardPass(chunk, owners, prefix, batch)
+        yield ForwardPass(chunk, owners, states, prefix, batch)
 
 
 def _evaluate(

@@ -27,6 +27,7 @@ SHARED = (
     "token_budget",
     "gradient_checkpointing",
     "compile",
+    "soft_verbalizer",
     "max_length",
     "eval_every",
     "validation_limit",
@@ -72,6 +73,8 @@ def check_settings(configs: Mapping[str, TrainConfig], *, taught: bool = False, 
     for config in configs.values():
         check_method(config.method, config.method_options)
         check_init(config.init, taught=taught)
+        if taught and config.soft_verbalizer == "always":
+            raise ConfigError("a soft verbalizer learns from labels, and a teacher tells words: leave it out")
     if sharded and len(configs) > 1:
         raise ConfigError("--sharding fsdp: expected one prompt to learn, got several: leave --seeds and --grid out")
     first = next(iter(configs.values()))
@@ -196,6 +199,8 @@ def check_multitask(
         raise ConfigError(f"a teacher for '{unknown[0]}': expected one of the tasks {', '.join(tasks)}")
     if any(config.averaging for config in configs.values()):
         raise ConfigError("averaging is not available for multitask prompt tuning: leave it at 0")
+    if any(config.soft_verbalizer == "always" for config in configs.values()):
+        raise ConfigError("a soft verbalizer is not available for multitask prompt tuning: leave it out")
     if not 0 <= distillation < math.inf:
         raise ConfigError(f"distillation must be 0 or more, got {distillation}")
 

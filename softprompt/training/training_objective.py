@@ -16,6 +16,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
+from softprompt.prompts.methods.soft_verbalizer import uses_soft_verbalizer
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import DataLoader, InMemoryLoader, StreamingLoader
 from softprompt.training.learner import ReferenceLoss
@@ -31,10 +32,12 @@ class ForwardPass:
     Attributes:
         items: what is read.
         owners: the learners whose prompts stand in front; ``batch.which`` counts these.
+        states: their prompts; none where it is the model that learns.
     """
 
     items: list[EncodedSequence]
     owners: list[int]
+    states: Sequence[PromptState]
     prefix: ScoringPrefix
     batch: Batch
 
@@ -60,6 +63,7 @@ class TrainingObjective:
         starts: what a prompt of each length begins as with ``init='teacher'``.
         scores_start: whether the start is scored as steps are: it may be the best there is.
         streamed: gives the examples where they are not all in memory; ``examples`` has none then.
+        soft_verbalizer: whether the labels are learned with each prompt.
     """
 
     count: Callable[[Sequence[EncodedSequence]], int]
@@ -71,6 +75,7 @@ class TrainingObjective:
     starts: Mapping[int, PromptState] = field(default_factory=dict)
     scores_start: bool = False
     streamed: Callable[[TrainConfig], DataLoader] | None = None
+    soft_verbalizer: bool = False
 
     def loader(self, config: TrainConfig) -> DataLoader:
         """What a prompt with these settings learns from."""
@@ -80,26 +85,30 @@ class TrainingObjective:
 def make_task_objective(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> TrainingObjective:
     """A task's own labels or outputs; raises TemplateError or DataError."""
     configs = list(configs)
-    by_length = make_encoders(base, task.spec, [config.length for config in configs])
+    soft_verbalizer = uses_soft_verbalizer(base, configs[0], task.spec)
+    by_length = make_encoders(base, task.spec, [config.length for config in configs], soft_verbalizer=soft_verbalizer)
     objective = AnswerScorer(base, next(iter(by_length.values())).verbalizer)
     stream = task.splits.stream
     return TrainingObjective(
         objective.count,
-        lambda step: Losses(objective.losses(step.prefix, step.batch)),
+        lambda step: Losses(objective.behind(step.states).losses(step.prefix, step.batch)),
         by_length,
         map_encoders(by_length, lambda one: [(item,) for item in one.training_items(() if stream else task.train)]),
         # tokenised, and counted where cut, once
         map_encoders(by_length, lambda one: Validation(task, one, objective, configs[0])),
         streamed=None if stream is None else lambda config: StreamingLoader(stream, by_length[config.length], config),
+        soft_verbalizer=soft_verbalizer,
     )
 
 
-def make_encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int, ExampleEncoder]:
+def make_encoders(
+    base: FrozenLM, spec: TaskSpec, lengths: Iterable[int], *, soft_verbalizer: bool = False
+) -> dict[int, ExampleEncoder]:
     """An encoder for each prompt length; lengths that cut texts alike share theirs."""
     by_limit: dict[int, ExampleEncoder] = {}
     by_length: dict[int, ExampleEncoder] = {}
     for length in sorted(set(lengths)):
-        encoder = ExampleEncoder(base, spec, length)
+        encoder = ExampleEncoder(base, spec, length, soft_verbalizer=soft_verbalizer)
         # generation cuts each text to what its answer leaves, which depends on the length
         key = encoder.limit if spec.kind == "classification" else -length
         by_length[length] = by_limit.setdefault(key, encoder)

@@ -62,7 +62,8 @@ class Validation:
         if self._objective.verbalizer is None:
             loss = mean_loss(self._objective, prefix, self._items)
             return -loss, loss
-        scores = self._objective.label_log_probabilities(prefix, self._items, learning=True)
+        objective = self._objective.behind([state])
+        scores = objective.label_log_probabilities(prefix, self._items, learning=True)
         self._latest = likeliest_labels(scores, self._spec)
         return score_labels(scores, self._examples, self._spec)
 

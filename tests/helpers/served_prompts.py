@@ -42,11 +42,21 @@ def attention(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
     return compute_keys_and_values(base, random_prompt(base, length, seed).detach())
 
 
+def with_labels(base: FrozenLM, state: PromptState, count: int = 4, seed: int = 5) -> PromptState:
+    """The same with labels of its own (a soft verbalizer), as many as ``MANY`` has."""
+    generator = torch.Generator().manual_seed(seed + state.length)
+    return replace(state, label_rows=torch.randn(count, base.embedding_size, generator=generator))
+
+
 def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[ServedPrompt]:
     """Of every kind: lengths, tasks, in the layers or before them, several that vote, and none."""
     kinds = attention if in_layers else tokens
     return [
         ServedPrompt("short@1", TWO, (tokens(base, 2),)),
+        ServedPrompt("soft@1", MANY, (with_labels(base, tokens(base, 4, 11)),)),
+        ServedPrompt(
+            "soft voting@1", TWO, (with_labels(base, tokens(base, 3), 2), with_labels(base, kinds(base, 6, 5), 2))
+        ),
         ServedPrompt("long@1", MANY, (tokens(base, 14, 3),)),
         ServedPrompt("layers@1", TWO, (kinds(base, 5, 4),)),
         ServedPrompt("voting@2", MANY, (tokens(base, 3, 5), kinds(base, 1, 6), tokens(base, 9, 8))),

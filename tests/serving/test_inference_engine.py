@@ -27,7 +27,7 @@ def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Ask
     asked: list[Asked] = []
     for _ in range(count):
         # one for labels first, which an engine can be held with
-        served = generator.choice(prompts(base, in_layers=in_layers)[: None if asked else 6])
+        served = generator.choice(prompts(base, in_layers=in_layers)[: None if asked else 8])
         if served.spec.kind == "classification":
             asked.append((served, examples(generator, generator.choice((1, 1, 2, 9))), None))
         else:

@@ -259,6 +259,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lester": {"optimizer": "adafactor", "rate_unit": "raw", "schedule": "constant", "weight_decay": 1e-5},
     "averaged": {"averaging": 0.9},
     "accumulated": {"micro_batch_size": 3},
+    "soft verbalizer": {"soft_verbalizer": "always", "averaging": 0.5},
     "stops early": {"patience": 2, "learning_rate": 1e-12, "steps": 20, "eval_every": 3},
 }
 

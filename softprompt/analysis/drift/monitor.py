@@ -32,6 +32,7 @@ from softprompt.inference.predictor import Predictor
 from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.text_encoder import make_text_encoder
 from softprompt.serving.request_log.request_records import RequestRecord
 from softprompt.serving.request_log.sample_files import RecordedRequests
 from softprompt.store.input_profile import InputProfile
@@ -187,7 +188,7 @@ class _PromptSamples:
                     example = _example(prompt, one)
                     found = find_beginning(base, prompt.spec, prompt.states, example.conversation)
                     if found.name not in encoders:
-                        encoders[found.name] = ExampleEncoder(base, found.spec, prompt.length)
+                        encoders[found.name] = make_text_encoder(base, found.spec, prompt.states)
                     (ids,) = encoders[found.name].encode_texts([example])
                 except SoftpromptError:
                     continue

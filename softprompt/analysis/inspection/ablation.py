@@ -73,7 +73,8 @@ def select_seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example
         config = TrainConfig.build(**known)
         if "distillation" in prompt.training:
             return list(sample_examples(task.train, config.steps * config.batch_size))
-        items = ExampleEncoder(base, prompt.spec, config.length).training_items(task.train)
+        soft = prompt.states[0].label_rows is not None
+        items = ExampleEncoder(base, prompt.spec, config.length, soft_verbalizer=soft).training_items(task.train)
     except SoftpromptError:
         return None
     order = BatchSampler([len(item.ids) for item in items], config)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softprompt.analysis.inspection.inspection_records import Attention
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
-from softprompt.data.encoding.encoder import Batch, ExampleEncoder
+from softprompt.data.encoding.encoder import Batch
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
@@ -26,6 +26,7 @@ from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import front_ids, make_cached_prefix, make_concatenated_prefix
 from softprompt.prompts.state import PromptState, concatenate_prefixes
+from softprompt.prompts.text_encoder import make_text_encoder
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def measure_attention(
     """
     if base.architecture == "encoder-decoder":
         raise BaseModelError(f"'{base.name}' reads its prompt in an encoder, whose attention is not told")
-    encoder = ExampleEncoder(base, spec, state.length)
+    encoder = make_text_encoder(base, spec, [state])
     front, length = len(front_ids(base, state.placement)), state.length
     width = front + length + len(state.placement.behind)
     rows, even = [], []

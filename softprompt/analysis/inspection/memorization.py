@@ -15,7 +15,7 @@ import torch
 
 from softprompt.analysis.inspection.inspection_records import Memorization
 from softprompt.analysis.inspection.score_records import measure_losses
-from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
@@ -26,6 +26,7 @@ from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
+from softprompt.prompts.text_encoder import make_text_encoder
 
 FEWEST = 10  # texts on each side
 
@@ -64,7 +65,7 @@ def measure_memorization(
 
 def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequence[Example]) -> Floats:
     """Gain of each text, nats a token; texts of a single token have none."""
-    encoder = ExampleEncoder(base, spec, state.length)
+    encoder = make_text_encoder(base, spec, [state])
     if spec.kind == "generation":
         items = encoder.training_items(examples)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
-from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.chat_answers import make_bare_state
@@ -22,7 +22,8 @@ from softprompt.metrics.registry import NEGATIVE_LOSS, Metric, choose_metric, sc
 from softprompt.metrics.scores import Mean, Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
-from softprompt.prompts.state import PromptState, words_before
+from softprompt.prompts.state import PromptState
+from softprompt.prompts.text_encoder import make_text_encoder
 
 MEMBERS = 16  # prompts that stand in one prefix, at most: each holds its keys and values of every layer
 
@@ -61,16 +62,19 @@ def score_states(
     """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts.
 
     In chats ``None`` among others is an empty place of theirs; alone it is a conversation as nobody would prompt it.
+    Labels are words behind those that have not learned them.
     """
+    soft = [state is not None and state.label_rows is not None for state in states]
+    if len(set(soft)) > 1:
+        return _score_apart(base, spec, states, examples, soft)
     given = [state for state in states if state is not None]
     spec = spec if given else spec.without_prompt
-    length = max((state.length for state in given), default=0)
-    encoder = ExampleEncoder(base, spec, length, behind=words_before(given))
-    objective = AnswerScorer(base, encoder.verbalizer)
+    encoder = make_text_encoder(base, spec, given)
     items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
     losses, answers = [], []
     for start in range(0, len(states), MEMBERS):
         chunk = [state or make_bare_state(base, spec) for state in states[start : start + MEMBERS]]
+        objective = AnswerScorer(base, encoder.verbalizer, chunk)
         with torch.no_grad():
             prefix = make_prefix(base, *chunk)
         if spec.kind == "generation":
@@ -85,6 +89,25 @@ def score_states(
     return PromptScores(
         np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated, spec.labels
     )
+
+
+def _score_apart(
+    base: FrozenLM,
+    spec: TaskSpec,
+    states: Sequence[PromptState | None],
+    examples: Sequence[Example],
+    soft: Sequence[bool],
+) -> PromptScores:
+    """``score_states`` where only some have learned their labels."""
+    losses, answers = np.zeros((len(states), len(examples))), np.zeros((len(states), len(examples), len(spec.labels)))
+    truncated = 0
+    for kind in (False, True):
+        places = [place for place, one in enumerate(soft) if one == kind]
+        found = score_states(base, spec, [states[place] for place in places], examples)
+        assert found.log_probabilities is not None
+        losses[places], answers[places] = found.losses, found.log_probabilities
+        truncated = max(truncated, found.truncated)
+    return PromptScores(losses, answers, truncated, spec.labels)
 
 
 def score_ensemble(

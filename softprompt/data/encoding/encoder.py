@@ -13,7 +13,7 @@ from softprompt.data.encoding.conversation_encoder import ConversationEncoder
 from softprompt.data.encoding.placement import Placement
 from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.encoding.tokenization import FilledText, safe_tokenizer
-from softprompt.data.encoding.verbalizer import Verbalizer, answer_end_id, encode_answer
+from softprompt.data.encoding.verbalizer import answer_end_id, encode_answer, make_verbalizer
 from softprompt.data.examples import Example
 from softprompt.data.label_names import suggest_label
 from softprompt.data.task import TaskSpec
@@ -87,7 +87,14 @@ class ExampleEncoder:
     """
 
     def __init__(
-        self, base: TokenizingModel, spec: TaskSpec, prompt_length: int, answer_room: int = 0, behind: str = ""
+        self,
+        base: TokenizingModel,
+        spec: TaskSpec,
+        prompt_length: int,
+        answer_room: int = 0,
+        behind: str = "",
+        *,
+        soft_verbalizer: bool = False,
     ) -> None:
         """Work out the limit: the task's own, or less where the base model's context is shorter.
 
@@ -95,6 +102,7 @@ class ExampleEncoder:
             prompt_length: virtual tokens ``P``.
             answer_room: tokens kept free behind the text, for generation.
             behind: words that a text goes on from; without any it is where the tokenizer begins.
+            soft_verbalizer: a label is a token of its own, not words.
 
         Raises:
             TemplateError: prompt and answer leave no room for text in the context.
@@ -107,20 +115,16 @@ class ExampleEncoder:
             self._chat = ConversationEncoder(base.tokenizer, spec, base.special_tokens.bos)
             prompt_length += self._chat.length
         self._encoder_decoder = base.architecture == "encoder-decoder"
-        self.verbalizer = None
-        if spec.kind == "classification":
-            self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._encoder_decoder)
-        self.truncated = 0
+        self.verbalizer = make_verbalizer(spec, base.tokenizer, alone=self._encoder_decoder, soft=soft_verbalizer)
+        self.truncated, self.limit = 0, spec.max_length
         # a client may not know it of its model
         self._rows: int | None = getattr(base, "vocabulary_size", None)
-        self.limit = spec.max_length
         # behind the items; those for classification, or in a decoder, need none
         self._kept_free = 0 if self._encoder_decoder or self.verbalizer is not None else answer_room
         self._room: int | None = None
         if base.context_length is not None:
-            self._room = (
-                base.context_length - len((*base.special_tokens.bos, *base.special_tokens.suffix)) - prompt_length
-            )
+            around = (*base.special_tokens.bos, *base.special_tokens.suffix)
+            self._room = base.context_length - len(around) - prompt_length
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
             left = self._room_before(answer)
             if left < _LEAST_ROOM:

@@ -12,6 +12,7 @@ from softprompt.data.encoding.placement import Placement
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods import p_tuning, prefix_tuning, prompt_tuning, residual_prompt_tuning
+from softprompt.prompts.methods.reparameterization import LearnedRows
 from softprompt.prompts.state import PromptState
 
 
@@ -20,6 +21,8 @@ class Method(Protocol):
 
     placement: Placement
     """What stands around the prompt, as it did around the one it started from."""
+    verbalizer: LearnedRows | None
+    """Labels that are learned with the prompt, if they are."""
 
     def state(self) -> PromptState:
         """The prompt as it stands, float32, with gradient to the method's parameters (see ``read_state``)."""
@@ -99,13 +102,15 @@ def make_method(
         raise ConfigError(f"the prompt to start from holds keys and values, which only {able} can learn on, not {name}")
     ready = METHODS[name].prepare(base, start)
     method: Any = METHODS[name].build(ready, unit, seed, chosen).to(base.device)
-    method.placement = start.placement
+    method.placement, method.verbalizer = start.placement, None
     return method
 
 
 def read_state(method: Method) -> PromptState:
-    """The prompt as it stands, where it stands, with gradient to the method's parameters."""
-    return replace(method.state(), placement=method.placement)
+    """The prompt as it stands, where it stands, with gradient to the method's parameters, and its learned labels."""
+    verbalizer = method.verbalizer
+    rows = None if verbalizer is None else verbalizer.rows()
+    return replace(method.state(), placement=method.placement, label_rows=rows)
 
 
 def fold_method(method: Method) -> PromptState:

@@ -9,10 +9,9 @@ of the base model's token embeddings, so that one learning rate serves every mod
 
 from collections.abc import Mapping
 
-import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
 
+from softprompt.prompts.methods.reparameterization import LearnedRows
 from softprompt.prompts.state import PromptState
 
 
@@ -20,21 +19,12 @@ class Options(BaseModel):
     """None beside the settings of every method."""
 
 
-class PromptTuning(nn.Module):
-    """Virtual tokens learned directly."""
-
-    init: Tensor
-
-    def __init__(self, init: Tensor, unit: float) -> None:
-        """``init``: ``[P, H]``, in the scale of the embedded text; ``unit``: what one step of ``theta`` is worth."""
-        super().__init__()
-        self.unit = unit
-        self.register_buffer("init", init.detach().float().clone(), persistent=True)
-        self.theta = nn.Parameter(torch.zeros_like(self.init))
+class PromptTuning(LearnedRows):
+    """Virtual tokens learned directly: rows in the scale of the embedded text."""
 
     def state(self) -> PromptState:
         """``[P, H]`` float32, with gradient to ``theta``."""
-        return PromptState.of_embeddings(self.init + self.unit * self.theta)
+        return PromptState.of_embeddings(self.rows())
 
     def rate_factors(self) -> Mapping[str, float]:
         """The learning rate is made for ``theta``."""

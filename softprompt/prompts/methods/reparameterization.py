@@ -1,10 +1,27 @@
-"""What the small networks of several methods share: weights drawn from a seed, and an output that starts at zero."""
+"""What several methods share: rows that learn from where they start, and small networks whose output starts at zero."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # networks take Adam steps of about a hundredth of what suits values counted in standard deviations
 NETWORK_RATE = 0.01
+
+
+class LearnedRows(nn.Module):
+    """``init + unit * theta``, ``theta`` learned from zero."""
+
+    init: Tensor
+
+    def __init__(self, init: Tensor, unit: float) -> None:
+        """``init``: ``[R, H]``; ``unit``: what one step of ``theta`` is worth in its scale."""
+        super().__init__()
+        self.unit = unit
+        self.register_buffer("init", init.detach().float().clone(), persistent=True)
+        self.theta = nn.Parameter(torch.zeros_like(self.init))
+
+    def rows(self) -> Tensor:
+        """``[R, H]`` float32, with gradient to ``theta``."""
+        return self.init + self.unit * self.theta
 
 
 def draw_weights(module: nn.Module, seed: int) -> None:

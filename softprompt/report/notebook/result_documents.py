@@ -143,7 +143,7 @@ def make_prompt_card(prompt: Prompt) -> Document:
 def make_state_document(state: PromptState) -> Document:
     """Kind and sizes."""
     facts = {
-        "tensors": ", ".join(f"{count} of {shape}" for shape, count in Counter(map(_shape, state.tensors)).items()),
+        "tensors": ", ".join(f"{count} of {shape}" for shape, count in Counter(map(_shape, state.numbers)).items()),
         "stands": "behind BOS" if state.behind_bos else "first of all",
         "made of": "written text" if state.words else None,
     }

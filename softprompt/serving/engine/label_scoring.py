@@ -108,7 +108,7 @@ def _add_scores(
             number += 1
     for asked in positions.values():
         objective = questions[asked[0][2]].request.asking.objective
-        rows, decisions = (torch.tensor([one[place] for one in asked], device=base.device) for place in (0, 1))
-        added = objective.label_scores(hidden[rows], decisions).float().cpu()
+        rows, decisions, _, members = (torch.tensor(column, device=base.device) for column in zip(*asked, strict=True))
+        added = objective.label_scores(hidden[rows], decisions, members).float().cpu()
         for (_, _, example, member), row in zip(asked, added, strict=True):
             scores[example][member] += row

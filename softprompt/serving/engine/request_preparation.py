@@ -13,7 +13,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.state import words_before
+from softprompt.prompts.text_encoder import make_text_encoder
 from softprompt.serving.engine.completion_chunks import InputUsage
 from softprompt.serving.engine.engine_requests import EchoedText, EncodedText, LabelQuery, RawPrompt, ServedPrompt
 
@@ -109,8 +109,7 @@ class TextEncoder:
         return EncodedText(EncodedSequence(0, ids, ()), read, echo, not raw.completed)
 
     def _make_encoder(self, served: ServedPrompt, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
-        length = max((state.length for state in served.states), default=0)
-        return ExampleEncoder(self._base, spec, length, new_tokens, words_before(served.states))
+        return make_text_encoder(self._base, spec, served.states, new_tokens)
 
     def _check_lengths(self, examples: Sequence[Example]) -> None:
         for example in examples:
@@ -164,7 +163,9 @@ class RequestPreparer(TextEncoder):
             TemplateError, DataError: an example that cannot be read.
         """
         encoder = self.get_label_encoder(served, examples)
-        objective = self._objectives.get(served.key, lambda: AnswerScorer(self._model, encoder.verbalizer))
+        objective = self._objectives.get(
+            served.key, lambda: AnswerScorer(self._model, encoder.verbalizer, served.states)
+        )
         texts, cut = encode_and_find_cuts(encoder, examples)
         before = count_prefix_tokens(served)
         read = [InputUsage(before + len(text), index in cut) for index, text in enumerate(texts)]

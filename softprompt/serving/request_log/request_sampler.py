@@ -18,6 +18,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.examples import Example, count_characters
 from softprompt.errors import SoftpromptError
+from softprompt.prompts.text_encoder import make_text_encoder
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.request_preparation import WeightedCache, weigh_labels
 from softprompt.serving.engine.request_timing import RequestTiming
@@ -250,8 +251,7 @@ class _TokenCounter:
             known = None if profile is None else profile.known
         except SoftpromptError as error:
             log.warning("profile not read", extra={"fields": {"model": prompt, "reason": str(error)}})
-        length = max((state.length for state in served.states), default=0)
-        return ExampleEncoder(self._base, served.spec, length), known
+        return make_text_encoder(self._base, served.spec, served.states), known
 
 
 def _truncate(text: str) -> str:
