@@ -11,6 +11,8 @@ from torch import nn
 from softprompt.config import TrainConfig
 from softprompt.models.frozen_lm import FrozenLM
 
+LEARNED_FROM = 100  # times that a run learns from each label, at least (docs/results/findings.md)
+
 # of schedules that need more than warm-up and steps: as transformers.get_scheduler takes it
 SCHEDULE_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "polynomial": lambda steps: {"power": 2.0},
@@ -21,6 +23,12 @@ SCHEDULE_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
 def learning_unit(base: FrozenLM, config: TrainConfig) -> float:
     """What a learned value of 1 is worth in virtual tokens."""
     return base.embedding_std if config.rate_unit == "embedding-std" else 1.0
+
+
+def choose_steps(labels: int, batch_size: int) -> int:
+    """Steps where nobody says how many: the usual ones, or as many as learn from each label ``LEARNED_FROM`` times."""
+    usual: int = TrainConfig.model_fields["steps"].default
+    return max(usual, math.ceil(LEARNED_FROM * labels / batch_size))
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:

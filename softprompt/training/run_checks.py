@@ -17,6 +17,7 @@ from softprompt.prompts.methods.method_registry import METHODS, check_method
 from softprompt.prompts.saved_prompt import LONGEST_EXAMPLE, Prompt
 from softprompt.store.prompt_loading import load_prompt, read_manifest
 from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.optimization import choose_steps
 from softprompt.utils.files import check_free
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
@@ -88,10 +89,21 @@ def check_settings(configs: Mapping[str, TrainConfig], *, taught: bool = False, 
 
 
 def resolve_steps(configs: Mapping[str, TrainConfig], task: Task) -> dict[str, TrainConfig]:
-    """The settings with steps in place of epochs; raises ConfigError where the training rows are not counted."""
+    """The settings with steps in place of epochs, and with enough of them for many labels where none are named.
+
+    Raises:
+        ConfigError: the training rows are not counted.
+    """
     if any(config.epochs is not None for config in configs.values()) and task.splits.stream is not None:
         raise ConfigError("epochs need the number of training rows, and streamed rows are not counted: give steps")
-    return {name: config.with_steps_for(len(task.train)) for name, config in configs.items()}
+    return {name: _with_usual_steps(config.with_steps_for(len(task.train)), task) for name, config in configs.items()}
+
+
+def _with_usual_steps(config: TrainConfig, task: Task) -> TrainConfig:
+    if "steps" in config.model_fields_set:
+        return config
+    steps = choose_steps(len(task.spec.labels), config.batch_size)
+    return config if steps == config.steps else config.model_copy(update={"steps": steps})
 
 
 def check_init(how: str, *, taught: bool = False) -> None:

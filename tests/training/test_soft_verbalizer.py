@@ -18,6 +18,7 @@ from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, PromptFileError
+from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 from softprompt.export.prompt_exchange import export_prompt
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
@@ -26,6 +27,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distill import distill
 from softprompt.training.fit import fit
+from softprompt.training.run_checks import resolve_steps
 
 SOFT: dict[str, Any] = {"steps": 4, "length": 3, "batch_size": 8, "soft_verbalizer": "always", "init": "random"}
 COLORS = ("red", "blue", "green", "grey", "black", "white", "brown", "pink", "gold", "dark red", "dark blue")
@@ -190,6 +192,30 @@ def test_scores_beside_a_prompt_whose_labels_are_words() -> None:
         assert alone.log_probabilities is not None
         assert together.log_probabilities is not None
         assert abs(together.log_probabilities[place] - alone.log_probabilities[0]).max() < 1e-4
+
+
+class TestSteps:
+    def resolved(self, labels: int, **settings: Any) -> int:
+        return resolve_steps({"": TrainConfig.build(**settings)}, color_task(labels, rows=1))[""].steps
+
+    def test_of_many_labels_are_as_many_as_learn_from_each_a_hundred_times(self) -> None:
+        assert self.resolved(48) == 300
+        assert self.resolved(150) == 938
+        assert self.resolved(150, batch_size=50) == 300
+        assert self.resolved(150, batch_size=8) == 1875
+
+    def test_that_are_named_stay(self) -> None:
+        assert self.resolved(150, steps=300) == 300
+        assert self.resolved(150, epochs=2) == 2 * (150 // 16)
+
+    def test_of_a_comparison_are_those_of_train(self) -> None:
+        assert ComparisonSettings().with_steps_for(color_task(150, rows=1)).to_dict()["steps"] == 938
+        assert ComparisonSettings(steps=7).with_steps_for(color_task(150, rows=1)).to_dict()["steps"] == 7
+        assert ComparisonSettings().with_steps_for(color_task(3)).to_dict()["steps"] == 300
+
+    def test_stand_in_the_saved_prompt(self) -> None:
+        prompt = fit(tiny_base("llama"), color_task(32, rows=1), batch_size=8, length=2, init="random", patience=1)
+        assert prompt.training["steps"] == 400
 
 
 class TestRefusals:

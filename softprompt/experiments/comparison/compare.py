@@ -64,6 +64,7 @@ def compare(
     told, task_options = resolve_callback(callback, callbacks, progress), pop_task_options(options)
     settings = resolve_settings(settings, options)
     base, task = resolve_base(base), resolve_task(data, options=task_options)
+    settings = settings.with_steps_for(task)
     methods, out = parse_methods(methods), Path(out)
     base.processes.check_alone("a comparison")
     check_comparison(methods, settings)

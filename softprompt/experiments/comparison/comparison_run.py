@@ -31,6 +31,7 @@ from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.trackers import GroupTracker, flatten_scores, flatten_settings
+from softprompt.training.optimization import choose_steps
 from softprompt.training.training_run import TEST_LIMIT
 from softprompt.utils.arguments import describe_argument, suggest_name
 from softprompt.utils.summaries import summarize_fields
@@ -46,7 +47,7 @@ class ComparisonSettings:
 
     Attributes:
         seeds: runs of each method, counted from 0.
-        steps: optimiser steps of each learning run.
+        steps: optimiser steps of each learning run; ``None``: as many as ``train`` makes for these labels.
         budget: seconds of each learning run, in place of ``steps``.
         rates: learning rates tried for each trained method, its default among them; 1 is no search.
         batch_size: examples per step.
@@ -60,7 +61,7 @@ class ComparisonSettings:
     """
 
     seeds: int = 3
-    steps: int = TrainConfig.model_fields["steps"].default
+    steps: int | None = None
     budget: float | None = None
     rates: int = 1
     batch_size: int = TrainConfig.model_fields["batch_size"].default
@@ -75,6 +76,12 @@ class ComparisonSettings:
 
     def __repr__(self) -> str:
         return summarize_fields(self, only_changed=True)
+
+    def with_steps_for(self, task: Task) -> "ComparisonSettings":
+        """With as many steps as ``train`` makes for the task, where none are named."""
+        if self.steps is not None:
+            return self
+        return replace(self, steps=choose_steps(len(task.spec.labels), self.batch_size))
 
     def to_dict(self) -> dict[str, Any]:
         """What results depend on."""
@@ -94,7 +101,8 @@ def resolve_settings(settings: ComparisonSettings | None, given: Mapping[str, An
         raise ConfigError(f"unknown setting '{unknown[0]}': {suggest_name(unknown[0], names)}")
     chosen = replace(settings or ComparisonSettings(), **given)
     for name in ("seeds", "steps", "rates", "batch_size"):
-        if not isinstance(value := getattr(chosen, name), int) or value < 1:
+        value = getattr(chosen, name)
+        if (name, value) != ("steps", None) and (not isinstance(value, int) or value < 1):
             raise ConfigError(
                 f"setting '{name}': expected a whole number of at least 1, got {describe_argument(value)}"
             )
@@ -207,10 +215,9 @@ class ComparisonRun:
 
     def _plan_steps(self, method: Candidate) -> RunSettings:
         """The steps of a run: those given, or as many as fit into the time."""
-        budget, plan = (
-            self.settings.budget,
-            RunSettings(self.settings.steps, self.settings.batch_size, self.settings.instruction),
-        )
+        settings = self.settings.with_steps_for(self.task)
+        assert settings.steps is not None
+        budget, plan = settings.budget, RunSettings(settings.steps, settings.batch_size, settings.instruction)
         if method.learning_rate is None or budget is None:
             return plan
         steps = self.folder.notes(method.name).get("steps")
