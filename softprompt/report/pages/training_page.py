@@ -8,6 +8,7 @@ from softprompt.inference.evaluation import Evaluation, truncation_notes
 from softprompt.metrics.baseline_gain import describe_gain
 from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import describe_state
 from softprompt.report.pages.cells import (
     format_saved_metric,
     format_setting,
@@ -146,12 +147,7 @@ def _population(prompt: Prompt) -> tuple[Block, ...]:
 
 def _state(prompt: Prompt) -> str:
     """Kind and size of a prompt, or of each of an ensemble's."""
-    sizes = []
-    for state in prompt.states:
-        if state.kind == "embeddings":
-            sizes.append(f"{state.length} virtual tokens of {state.tensor.shape[1]}")
-        else:
-            sizes.append(f"{state.length} virtual tokens as keys and values of {len(state.tensors)} layers")
+    sizes = [describe_state(state) for state in prompt.states]
     counted = [f"{sizes.count(size)} times {size}" if len(sizes) > 1 else size for size in dict.fromkeys(sizes)]
     return f"{'; '.join(counted)}, {prompt.method}"
 
