@@ -62,6 +62,10 @@ class BakedCheckpoint:
                 )
                 for name, probe in usage["probes"].items()
             }
+            self._labels = {
+                str(task["digest"]): tuple(int(one) for one in task.get("label_ids", ()))
+                for task in usage["tasks"].values()
+            }
             self._tasks = {
                 str(task["digest"]): (str(name), read_placement(task), tuple(int(one) for one in task["ids"]))
                 for name, task in usage["tasks"].items()
@@ -99,6 +103,10 @@ class BakedCheckpoint:
             )
         _, place, virtual = self._tasks[digest]
         return list_front(self.special_tokens.bos, placement or place, virtual)
+
+    def label_ids(self, digest: str) -> tuple[int, ...]:
+        """The tokens of the labels of the prompt of this digest; none where they are words."""
+        return self._labels.get(digest, ())
 
     def check(self, prompt: Prompt) -> None:
         """Raise PromptFileError unless ``prompt``, as it is, was baked."""

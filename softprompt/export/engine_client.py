@@ -63,12 +63,17 @@ class Tasks:
             self._encoders: dict[str, ExampleEncoder] = {}
             self._virtual: dict[str, tuple[int, ...]] = {}
             self._states: dict[str, PromptState] = {}
+            self._label_ids: dict[str, tuple[int, ...]] = {}
             for name, task in usage["tasks"].items():
                 spec = TaskSpec.from_dict(task["task"])
                 place, self._virtual[name] = read_placement(task), tuple(int(one) for one in task.get("ids", ()))
                 # what stands there is the engine's
                 self._states[name] = PromptState("embeddings", (torch.zeros(int(task["length"]), 1),), place)
-                self._encoders[name] = ExampleEncoder(known, spec, task["length"])
+                labels = tuple(int(one) for one in task.get("label_ids", ()))
+                if labels and len(labels) != len(spec.labels):
+                    raise ValueError(f"{len(labels)} tokens for {len(spec.labels)} labels")
+                self._encoders[name] = ExampleEncoder(known, spec, task["length"], label_ids=labels)
+                self._label_ids[name] = labels
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptFileError(f"{USAGE_FILE} lacks or misuses {error}: export the prompts again") from error
 
@@ -189,7 +194,9 @@ class Tasks:
             return {"max_tokens": max_tokens, **bias, **({} if end is None else {"stop_token_ids": [end]})}
         if _is_told_at_once(verbalizer):
             # the labels part at their first token, which is then all that is asked
-            return {"max_tokens": 1, "allowed_token_ids": self.labels(task)}
+            # tokens of labels are shown as what they are called
+            shown = {"skip_special_tokens": False} if self._label_ids[task] else {}
+            return {"max_tokens": 1, "allowed_token_ids": self.labels(task), **shown}
         longest = max(len(sequence) for sequence in verbalizer.sequences)
         words = [spec.answer_separator + words for words in spec.verbalizers]
         return {"max_tokens": longest + 1, "structured_outputs": {"choice": words}}

@@ -69,6 +69,7 @@ class ExportFormat:
         imported: whether prompts can be read from it too.
         several: whether it holds several prompts, as words of a vocabulary do.
         needs_base: whether writing takes the base model.
+        labels: whether it holds labels that were learned with a prompt (a soft verbalizer).
         dtype: the precision that the base model is loaded in; ``saved`` is that of its weights.
     """
 
@@ -77,6 +78,7 @@ class ExportFormat:
     imported: bool = False
     several: bool = False
     needs_base: bool = True
+    labels: bool = False
     dtype: str = "saved"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
@@ -96,6 +98,7 @@ FORMATS: dict[str, ExportFormat] = {
         "a plain checkpoint with the prompts as new tokens, for transformers, vLLM and others",
         "vocabulary",
         several=True,
+        labels=True,
     ),
     "vllm-embeds": ExportFormat(
         "input embeddings, for vLLM with --enable-prompt-embeds on the model itself", "vllm_embeddings", several=True

@@ -108,13 +108,17 @@ def list_task_lines(prompt: Prompt) -> list[str]:
     """Template and labels, as Markdown."""
     spec = prompt.spec
     if spec.chat is not None:
-        return [*_list_chat_lines(spec.chat, spec.template), *_list_answers(spec)]
+        return [*_list_chat_lines(spec.chat, spec.template), *_list_answers(prompt)]
     names = " or ".join(f"`{{{{ {name} }}}}`" for name in dict.fromkeys(("text", spec.columns.text)))
     lines = [f"The template (as in Jinja2; {names} is your text):", "", f"```jinja\n{spec.template}\n```", ""]
-    return [*lines, *_list_answers(spec)]
+    return [*lines, *_list_answers(prompt)]
 
 
-def _list_answers(spec: TaskSpec) -> list[str]:
+def _list_answers(prompt: Prompt) -> list[str]:
+    spec = prompt.spec
+    if prompt.state.label_rows is not None:
+        names = ", ".join(f"`{printable(label)}`" for label in spec.labels)
+        return [f"Its labels are tokens of their own (`label_ids` in `{USAGE_FILE}`), in this order: {names}.", ""]
     answers = [
         f"`{printable(spec.answer_separator + words)}` for {printable(label)}"
         for label, words in zip(spec.labels, spec.verbalizers, strict=True)

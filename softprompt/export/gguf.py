@@ -22,7 +22,7 @@ from softprompt.data.encoding.verbalizer import end_of_turn
 from softprompt.errors import BaseModelError, MissingExtraError, PromptFileError
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.exported_chat_template import make_chat_template
-from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible
+from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels
 from softprompt.export.vocabulary import describe_usage, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -64,6 +64,7 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
         OutputError: the file exists, or cannot be written.
     """
     check_free(place)
+    check_labels(prompts)
     check_expressible(base, prompts)
     scale = _find_scale(base)
     import_gguf()

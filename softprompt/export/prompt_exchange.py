@@ -64,7 +64,8 @@ def export_prompt(
     base = None if base is None else resolve_base(base, dtype=target.dtype if plain else "saved")
     request = ExportRequest(named, Path(out), None, None if gguf is None else Path(gguf), tied)
     check_export(format, len(named), request.out, request.gguf, tied=tied)
-    check_labels(named)
+    if not target.labels:
+        check_labels(named)
     if target.several:
         check_kinds(named)
     else:

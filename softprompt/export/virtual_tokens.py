@@ -1,6 +1,7 @@
-"""Virtual tokens as words of a vocabulary: what they are called.
+"""Virtual tokens as words of a vocabulary, and labels that were learned with them: what they are called.
 
-<|sp:NAME:0|> ... <|sp:NAME:P-1|>     the ``P`` virtual tokens of the task NAME
+<|sp:NAME:0|> ... <|sp:NAME:P-1|>                 the ``P`` virtual tokens of the task NAME
+<|sp:NAME:label:0|> ... <|sp:NAME:label:C-1|>     its ``C`` labels, where they have rows of their own
 """
 
 import re
@@ -21,7 +22,7 @@ class BakedVocabulary:
 
     Attributes:
         prompts: by the task's name.
-        first: token id of each task's first virtual token; the others follow it.
+        first: token id of each task's first virtual token; the others follow it, and its labels these.
         size: tokens of the vocabulary with them.
         inexact: tasks whose texts the chat template gives other tokens than they were learned with.
     """
@@ -37,27 +38,37 @@ class BakedVocabulary:
         first: dict[str, int] = {}
         for name, prompt in prompts.items():
             first[name] = tokens
-            tokens += prompt.state.length
+            tokens += prompt.state.length + count_labels(prompt)
         return cls(prompts, first, tokens)
 
     @property
     def words(self) -> list[str]:
         """All of the new tokens, in the order of their ids."""
         return [
-            word for name, prompt in self.prompts.items() for word in name_virtual_tokens(name, prompt.state.length)
+            word
+            for name, prompt in self.prompts.items()
+            for word in (*name_virtual_tokens(name, prompt.state.length), *name_labels(name, count_labels(prompt)))
         ]
 
     def ids(self, name: str) -> list[int]:
         return list(range(self.first[name], self.first[name] + self.prompts[name].state.length))
 
+    def label_ids(self, name: str) -> list[int]:
+        """Of its labels, where they have rows of their own."""
+        first = self.first[name] + self.prompts[name].state.length
+        return list(range(first, first + count_labels(self.prompts[name])))
+
+    @property
+    def virtual_ids(self) -> list[int]:
+        return [one for name in self.prompts for one in self.ids(name)]
+
     @property
     def all_ids(self) -> list[int]:
-        return [one for name in self.prompts for one in self.ids(name)]
+        return [one for name in self.prompts for one in (*self.ids(name), *self.label_ids(name))]
 
 
 def check_expressible(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
     """``check_kinds``, and that the prompts are of ``base``; raises PromptFileError if not."""
-    check_labels(prompts)
     check_kinds(prompts)
     for prompt in prompts.values():
         prompt.check_base(base)
@@ -93,9 +104,19 @@ def check_labels(prompts: Mapping[str, Prompt]) -> None:
     for name, prompt in prompts.items():
         if any(state.label_rows is not None for state in prompt.states):
             raise PromptFileError(
-                f"'{name}' has learned rows of the output layer for its labels (a soft verbalizer), for which no "
-                "format has room: serve it with softprompt, or learn it with --soft-verbalizer never"
+                f"'{name}' has learned rows of the output layer for its labels (a soft verbalizer), for which this "
+                "format has no room: use --format vocab, serve it with softprompt, or learn it with --soft-verbalizer "
+                "never"
             )
+
+
+def count_labels(prompt: Prompt) -> int:
+    """Labels with rows of their own."""
+    return 0 if prompt.state.label_rows is None else len(prompt.state.label_rows)
+
+
+def name_labels(name: str, count: int) -> list[str]:
+    return [f"{MARKER}{name}:label:{index}|>" for index in range(count)]
 
 
 def name_virtual_tokens(name: str, length: int) -> list[str]:

@@ -28,7 +28,7 @@ from softprompt.export.export_readme import (
     read_usage,
 )
 from softprompt.export.folded_placement import fold_placement
-from softprompt.export.virtual_tokens import check_expressible
+from softprompt.export.virtual_tokens import check_expressible, check_labels
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free
@@ -50,6 +50,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
     from safetensors.torch import save_file
 
     check_free(folder)
+    check_labels(prompts)
     check_expressible(base, prompts)
     if base.architecture != "decoder-only":
         raise BaseModelError(f"'{base.name}' is an encoder-decoder model, for which vLLM takes no embeddings")

@@ -8,7 +8,10 @@ those of a new token are the mean of all, whose logit is the mean logit and thus
 has one, forbids them). Where it is the embedding itself, it gets weights of its own: else the new tokens' logits follow
 from the prompts, are the largest nearly everywhere, and whoever generates must forbid them.
 
-Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
+Labels that were learned with a prompt are tokens too: their rows of the output layer are the learned ones, and answers
+are held to them.
+
+Shapes: ``P`` virtual tokens, ``C`` labels, ``H`` embedding size, ``V`` rows of the embedding.
 """
 
 import copy
@@ -29,7 +32,7 @@ from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import USAGE_FILE, describe_task, encode_json, list_front, vocabulary_readme
 from softprompt.export.exported_chat_template import list_first_messages, make_chat_template, split_template
-from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, name_virtual_tokens
+from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels, name_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.models.quantization import silence_logging
@@ -68,6 +71,8 @@ def bake_vocabulary(
     """
     check_free(folder)
     check_expressible(base, prompts)
+    if tied:
+        check_labels(prompts)
     scale = embedding_factor(base)
     tokenizer = copy.deepcopy(base.tokenizer)
     baked = BakedVocabulary.behind(prompts, len(tokenizer))
@@ -111,6 +116,7 @@ def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
             **describe_task(prompt),
             "prompt": "".join(name_virtual_tokens(name, prompt.state.length)),
             "ids": baked.ids(name),
+            **({"label_ids": ids} if (ids := baked.label_ids(name)) else {}),
             "around": split_template(prompt.spec) if prompt.spec.chat is None else None,
             "messages": list_first_messages(base, name, prompt),
             "method": prompt.method,
@@ -158,8 +164,13 @@ def embedding_factor(base: FrozenLM) -> float:
 
 
 def make_rows(baked: BakedVocabulary, scale: float) -> Tensor:
-    """The rows ``[P of all, H]`` of the new tokens, as an embedding stores them, in float32."""
-    return torch.cat([prompt.state.tensor.float().cpu() for prompt in baked.prompts.values()]) / scale
+    """The rows ``[P + C of all, H]`` of the new tokens, as an embedding stores them, in float32; of labels zeros."""
+    parts = []
+    for name, prompt in baked.prompts.items():
+        tokens = prompt.state.tensor.float().cpu()
+        # nothing follows a label
+        parts += [tokens, tokens.new_zeros(len(baked.label_ids(name)), tokens.shape[1])]
+    return torch.cat(parts) / scale
 
 
 def _add_words(tokenizer: Any, baked: BakedVocabulary) -> None:
@@ -186,11 +197,20 @@ def _extend_tensors(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: 
         tensor[ids] = new.to(old.device, old.dtype) if isinstance(new, Tensor) else new
         return tensor
 
+    def of_labels(old: Tensor) -> Tensor:
+        for name, prompt in baked.prompts.items():
+            if prompt.state.label_rows is not None:
+                old[baked.label_ids(name)] = prompt.state.label_rows.to(old.device, old.dtype)
+        return old
+
     own = {id(embedding.weight): longer(embedding.weight, make_rows(baked, scale))}
-    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _average_rows(head.weight))}
+    of_head = {id(head.weight): own[id(embedding.weight)]}
+    if not tied:
+        of_head = {id(head.weight): of_labels(longer(head.weight, _average_rows(head.weight)))}
     if getattr(head, "bias", None) is not None:
         # far below any logit, and finite in half precision too
         of_head[id(head.bias)] = longer(head.bias, -1e4)
+        of_head[id(head.bias)][[one for name in baked.prompts for one in baked.label_ids(name)]] = 0.0
     at_head = {id(module): name for name, module in model.named_modules()}[id(head)]
     named: dict[str, Tensor] = model.state_dict(keep_vars=True)
     return {
@@ -269,9 +289,8 @@ def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied:
         if _find_other_tokens(base, tokenizer, name, prompt):
             inexact.append(name)
         given = torch.tensor([text], device=base.device)
-        expected = base.logits(
-            make_concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:]
-        )
+        hidden = make_concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:]
+        expected = base.logits(hidden)
         logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
         likeliest = logits[0].log_softmax(-1).topk(min(PROBED, logits.shape[1]))
         probes[name] = {
@@ -282,7 +301,11 @@ def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied:
         known = torch.tensor([one for one in range(base.vocabulary_size) if one not in new], device=base.device)
         found, expected = logits[:, known], expected[:, known]
         worst = max(worst, float((found - expected).norm() / expected.norm()))
-        if not tied and logits[:, baked.all_ids].max() > found.max():
+        if prompt.state.label_rows is not None:
+            of_labels = base.row_logits(hidden, prompt.state.label_rows)
+            off = (logits[:, baked.label_ids(name)] - of_labels).norm() / of_labels.norm()
+            worst = max(worst, float(off))
+        if not tied and logits[:, baked.virtual_ids].max() > found.max():
             raise BaseModelError(
                 f"'{base.name}' keeps its output layer tied to its embedding, whatever its configuration says, so the "
                 "new tokens would be generated: give --tied, and let clients forbid them"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.special_tokens import TokenizingModel
+from softprompt.data.encoding.verbalizer import number_labels
 from softprompt.data.few_shot import BEHIND_WORDS
 from softprompt.data.task import TaskSpec
 from softprompt.prompts.state import PromptState
@@ -20,6 +21,7 @@ def make_text_encoder(
     Raises:
         TemplateError, DataError: as ``ExampleEncoder``.
     """
+    soft = any(state.label_rows is not None for state in states)
     return ExampleEncoder(
         base,
         spec,
@@ -27,5 +29,5 @@ def make_text_encoder(
         answer_room,
         # texts go on from written words; behind learned ones they begin
         BEHIND_WORDS if any(state.words for state in states) else "",
-        soft_verbalizer=any(state.label_rows is not None for state in states),
+        label_ids=number_labels(spec, base.tokenizer) if soft else (),
     )

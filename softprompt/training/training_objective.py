@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
+from softprompt.data.encoding.verbalizer import number_labels
 from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
@@ -105,10 +106,11 @@ def make_encoders(
     base: FrozenLM, spec: TaskSpec, lengths: Iterable[int], *, soft_verbalizer: bool = False
 ) -> dict[int, ExampleEncoder]:
     """An encoder for each prompt length; lengths that cut texts alike share theirs."""
+    label_ids = number_labels(spec, base.tokenizer) if soft_verbalizer else ()
     by_limit: dict[int, ExampleEncoder] = {}
     by_length: dict[int, ExampleEncoder] = {}
     for length in sorted(set(lengths)):
-        encoder = ExampleEncoder(base, spec, length, soft_verbalizer=soft_verbalizer)
+        encoder = ExampleEncoder(base, spec, length, label_ids=label_ids)
         # generation cuts each text to what its answer leaves, which depends on the length
         key = encoder.limit if spec.kind == "classification" else -length
         by_length[length] = by_limit.setdefault(key, encoder)

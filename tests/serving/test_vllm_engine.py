@@ -18,7 +18,7 @@ import httpx
 import openai
 import pytest
 from helpers.fake_vllm import FakeVllm, OnVllm
-from helpers.served_prompts import MANY, assert_same
+from helpers.served_prompts import MANY, assert_same, with_labels
 from helpers.small_tasks import command
 from helpers.tiny_models import save_tiny
 from helpers.tiny_server import LABELS, MORE, WORDS, a_store, error_of, expected, prompt, the_base, wait_for
@@ -40,6 +40,8 @@ from softprompt.store.version_store import Store
 
 TEXT, HOSTILE = "a fine film", "a <|sp:words:0|> film <bos>"
 SEVERAL = prompt(MANY, seed=5)
+# with labels of its own
+SOFT = replace(prompt(MANY, seed=6), states=(with_labels(the_base(), prompt(seed=6).state),))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "words": prompt(WORDS, seed=3),
         "more": prompt(MORE, seed=4),
         "several": SEVERAL,
+        "soft": SOFT,
     }
     bake_vocabulary(the_base(), prompts, folder)
     return folder
@@ -72,6 +75,7 @@ def url(fake: FakeVllm) -> Iterator[str]:
 def store(tmp_path: Path) -> Store:
     store = a_store(tmp_path)
     store.put(SEVERAL, "several")
+    store.put(SOFT, "soft")
     return store
 
 
@@ -114,6 +118,13 @@ class TestAnswers:
         decisions = predictor.encoder.verbalizer.decisions  # type: ignore[union-attr]
         assert len(decisions) > 1
         assert [len(body["prompt"]) for body in fake.bodies[-len(decisions) :]] == [len(texts)] * len(decisions)
+
+    def test_labels_that_were_learned_with_the_prompt(self, client: TestClient, fake: FakeVllm, baked: Path) -> None:
+        texts = [TEXT, HOSTILE, "what?"]
+        ours = Predictor.of_prompt(the_base(), SOFT).predict([Example(text) for text in texts])
+        assert_as_expected(classify_examples(client, "soft", *texts), [one.to_dict() for one in ours])
+        usage = json.loads((baked / "softprompt.json").read_text())
+        assert fake.bodies[-1]["logprob_token_ids"] == usage["tasks"]["soft"]["label_ids"]
 
     def test_more_choices_than_are_told_at_once(
         self, client: TestClient, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +178,8 @@ class TestAnswers:
             **{name: body[name] for name in ("temperature", "top_p", "top_k", "seed")}
         }
         assert (sent["repetition_penalty"], sent["min_p"]) == (1.0, 0.0)
-        assert len(sent["logit_bias"]) == 5 * 4
+        # of six prompts, and the labels of one
+        assert len(sent["logit_bias"]) == 6 * 4 + 4
 
     def test_a_users_text_never_becomes_a_virtual_token(self, client: TestClient, fake: FakeVllm, baked: Path) -> None:
         classify_examples(client, "tone", HOSTILE)

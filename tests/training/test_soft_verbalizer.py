@@ -222,9 +222,9 @@ class TestRefusals:
     def soft(self) -> Prompt:
         return fit(tiny_base("llama"), reviews_task(), **SOFT)
 
-    @pytest.mark.parametrize("format", ["peft", "npy", "vocab", "vllm-embeds"])
+    @pytest.mark.parametrize("format", ["peft", "npy", "vllm-embeds"])
     def test_formats_without_room_for_them(self, format: str, tmp_path: Path) -> None:
-        what = "for which no format has room: serve it with softprompt, or learn it with --soft-verbalizer never"
+        what = "for which this format has no room: use --format vocab, serve it with softprompt, or learn it with"
         with pytest.raises(PromptFileError, match=re.escape(what)):
             export_prompt(tiny_base("llama"), self.soft(), tmp_path / "out", format=format)
         assert not (tmp_path / "out").exists()

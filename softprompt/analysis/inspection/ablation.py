@@ -10,7 +10,6 @@ import torch
 from softprompt.analysis.inspection.inspection_records import VirtualToken
 from softprompt.analysis.inspection.score_records import PromptScores, score_states
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
@@ -23,6 +22,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.references import is_reference
 from softprompt.training.data_loader import BatchSampler
 from softprompt.training.initialization import initialize
+from softprompt.training.training_objective import make_encoders
 
 _ELSEWHERE = "://"  # of a URL: a manifest of somebody else must not make this machine call another
 
@@ -74,7 +74,8 @@ def select_seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example
         if "distillation" in prompt.training:
             return list(sample_examples(task.train, config.steps * config.batch_size))
         soft = prompt.states[0].label_rows is not None
-        items = ExampleEncoder(base, prompt.spec, config.length, soft_verbalizer=soft).training_items(task.train)
+        (encoder,) = make_encoders(base, prompt.spec, [config.length], soft_verbalizer=soft).values()
+        items = encoder.training_items(task.train)
     except SoftpromptError:
         return None
     order = BatchSampler([len(item.ids) for item in items], config)

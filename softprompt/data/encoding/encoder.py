@@ -94,7 +94,7 @@ class ExampleEncoder:
         answer_room: int = 0,
         behind: str = "",
         *,
-        soft_verbalizer: bool = False,
+        label_ids: Sequence[int] = (),
     ) -> None:
         """Work out the limit: the task's own, or less where the base model's context is shorter.
 
@@ -102,7 +102,7 @@ class ExampleEncoder:
             prompt_length: virtual tokens ``P``.
             answer_room: tokens kept free behind the text, for generation.
             behind: words that a text goes on from; without any it is where the tokenizer begins.
-            soft_verbalizer: a label is a token of its own, not words.
+            label_ids: a token of its own for each label, where labels are not words.
 
         Raises:
             TemplateError: prompt and answer leave no room for text in the context.
@@ -115,7 +115,7 @@ class ExampleEncoder:
             self._chat = ConversationEncoder(base.tokenizer, spec, base.special_tokens.bos)
             prompt_length += self._chat.length
         self._encoder_decoder = base.architecture == "encoder-decoder"
-        self.verbalizer = make_verbalizer(spec, base.tokenizer, alone=self._encoder_decoder, soft=soft_verbalizer)
+        self.verbalizer = make_verbalizer(spec, base.tokenizer, alone=self._encoder_decoder, label_ids=label_ids)
         self.truncated, self.limit = 0, spec.max_length
         # a client may not know it of its model
         self._rows: int | None = getattr(base, "vocabulary_size", None)

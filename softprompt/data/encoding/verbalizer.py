@@ -148,25 +148,24 @@ class Verbalizer:
                 raise DataError(f"labels '{other}' and '{label}' are the same tokens: give them different verbalizers")
         return cls.of_tokens(sequences, answer_end_id(tokenizer, spec), branching=not alone)
 
-    @classmethod
-    def soft(cls, labels: int, first_id: int) -> Self:
-        """Labels that are a token each which no text has, counted from ``first_id``: one decision, among all of them.
-
-        Their rows of the output layer are learned (Hambardzumyan, Khachatrian and May 2021, "WARP").
-        """
-        return cls.of_tokens([(first_id + label,) for label in range(labels)], -1)
-
     def decisions_of(self, label: int) -> list[Decision]:
         """The decisions that ``label`` (an index) passes through."""
         return [self.decisions[decision] for decision in self.passed[label]]
 
 
-def make_verbalizer(spec: TaskSpec, tokenizer: Any, *, alone: bool, soft: bool) -> Verbalizer | None:
-    """``Verbalizer.of_task``, or the ``soft`` one with tokens behind those of the model; ``None`` for generation."""
+def number_labels(spec: TaskSpec, tokenizer: Any) -> range:
+    """Token ids, behind those of the model, for labels whose rows of the output layer are learned."""
+    return range(len(tokenizer), len(tokenizer) + len(spec.labels))
+
+
+def make_verbalizer(
+    spec: TaskSpec, tokenizer: Any, *, alone: bool = False, label_ids: Sequence[int] = ()
+) -> Verbalizer | None:
+    """``Verbalizer.of_task``, or one decision among ``label_ids``, a token for each label; ``None`` for generation."""
     if spec.kind == "generation":
         return None
-    if soft:
-        return Verbalizer.soft(len(spec.labels), len(tokenizer))
+    if label_ids:
+        return Verbalizer.of_tokens([(one,) for one in label_ids], -1)
     return Verbalizer.of_task(spec, tokenizer, alone=alone)
 
 

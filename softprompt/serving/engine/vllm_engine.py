@@ -132,7 +132,7 @@ class VllmEngine:
                     cut |= {len(texts) + index for index in shortened}
                     texts += some
                 assert encoder.verbalizer is not None
-                decisions = encoder.verbalizer.decisions
+                decisions = self._name_baked_labels(served, encoder.verbalizer.decisions)
                 scored = await gather_in_order(
                     self._score_decision(decision, [[*leading, *text, *decision.path] for text in texts])
                     for decision in decisions
@@ -252,13 +252,14 @@ class VllmEngine:
         if not served.states:
             place = find_placement(self._checkpoint, served.spec)
             return list_front(self._checkpoint.special_tokens.bos, place, ())
-        baked = served
-        while baked.parent is not None:
-            baked = baked.parent
         place = served.states[0].placement
-        return self._leading_tokens.get(
-            served.key, lambda: self._checkpoint.front(hash_prompt(baked.spec, baked.states), place)
-        )
+        return self._leading_tokens.get(served.key, lambda: self._checkpoint.front(_hash_baked(served), place))
+
+    def _name_baked_labels(self, served: ServedPrompt, decisions: Sequence[Decision]) -> Sequence[Decision]:
+        """The same, among the checkpoint's tokens where labels are tokens of their own."""
+        if not served.states or served.states[0].label_rows is None:
+            return decisions
+        return [replace(decisions[0], choices=self._checkpoint.label_ids(_hash_baked(served)))]
 
     async def _score_decision(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
         """Log-probabilities of the choices behind each of ``prompts``, normalised over them."""
@@ -371,3 +372,10 @@ def _make_prediction(index: int, served: ServedPrompt, score: list[float], read:
     probabilities = dict(zip(served.spec.labels, map(math.exp, score), strict=True))
     likeliest = max(probabilities, key=probabilities.__getitem__)
     return Prediction(index, likeliest, probabilities, prompt_tokens=read.tokens, cut=read.cut)
+
+
+def _hash_baked(served: ServedPrompt) -> str:
+    """The digest of the prompt that was baked, of which this may be a form."""
+    while served.parent is not None:
+        served = served.parent
+    return hash_prompt(served.spec, served.states)
