@@ -9,7 +9,6 @@ from typing import Any
 
 from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.data.encoding.placement import Placement
-from softprompt.data.task import TaskSpec
 from softprompt.errors import PromptFileError, printable
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
 from softprompt.models.frozen_lm import FrozenLM
