@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from softprompt.config import TrainConfig
 from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
@@ -11,6 +12,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import INITIALIZERS, InitializerContext, embed_text
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
+
+MANY_LABELS = 20  # from which on ``auto`` learns their rows (docs/results/findings.md)
 
 
 def initialize(
@@ -40,6 +43,21 @@ def initialize(
     return start if spec.chat is None else replace(start, placement=find_placement(base, spec))
 
 
+def uses_soft_verbalizer(base: FrozenLM, config: TrainConfig, spec: TaskSpec) -> bool:
+    """Whether labels are learned with a prompt: as asked for, or where there are many, or the start has learned them.
+
+    Raises:
+        PromptFileError: the prompt to start from cannot be read.
+    """
+    if spec.kind != "classification" or config.soft_verbalizer == "never":
+        return False
+    if config.soft_verbalizer == "always":
+        return True
+    name, _, place = config.init.partition(":")
+    learned = name == "prompt" and _read_start(place, config.length, spec).label_rows is not None
+    return learned or (len(spec.labels) >= MANY_LABELS and base.has_plain_output_rows)
+
+
 def _find_start(how: str, context: InitializerContext, given: PromptState | None) -> PromptState:
     if how == "teacher" and given is not None:
         return given
@@ -47,15 +65,16 @@ def _find_start(how: str, context: InitializerContext, given: PromptState | None
         return PromptState.of_embeddings(INITIALIZERS[how](context))
     name, _, argument = how.partition(":")
     if name == "prompt":
-        return _read_start(argument, context.length)
+        return _read_start(argument, context.length, context.spec)
     return PromptState.of_embeddings(embed_text(argument, context.base, context.length))
 
 
-def _read_start(folder: str, length: int) -> PromptState:
+def _read_start(folder: str, length: int, spec: TaskSpec) -> PromptState:
+    """A saved prompt; of other labels than those of ``spec`` without the rows that it has for its own."""
     prompt = load_prompt(folder)
     if prompt.state.length != length:
         raise PromptFileError(
             f"init 'prompt:{folder}' has {prompt.state.length} virtual tokens, expected {length}: "
             f"use --length {prompt.state.length}"
         )
-    return prompt.state
+    return prompt.state if prompt.spec.labels == spec.labels else replace(prompt.state, label_rows=None)

@@ -17,9 +17,9 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
-from softprompt.prompts.methods.soft_verbalizer import uses_soft_verbalizer
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import DataLoader, InMemoryLoader, StreamingLoader
+from softprompt.training.initialization import uses_soft_verbalizer
 from softprompt.training.learner import ReferenceLoss
 from softprompt.training.validation import Validation, Validator
 

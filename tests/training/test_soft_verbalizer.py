@@ -181,6 +181,20 @@ def test_learning_goes_on_from_the_labels_of_a_prompt(tmp_path: Path) -> None:
     torch.testing.assert_close(on.state.label_rows, first.state.label_rows)
 
 
+def test_start_of_other_labels_gives_no_rows(tmp_path: Path) -> None:
+    base, task = tiny_base("llama"), color_task(4)
+    fit(base, task, out=tmp_path / "first", **SOFT)
+    still = {**SOFT, "init": f"prompt:{tmp_path / 'first'}", "learning_rate": 1e-30, "steps": 1}
+    other = Task.of(task, spec=replace(task.spec, labels=task.spec.labels[::-1], verbalizers=task.spec.labels[::-1]))
+    rows = fit(base, other, **still).state.label_rows
+    words = fit(base, other, **{**still, "init": "random"}).state.label_rows
+    assert rows is not None
+    assert words is not None
+    assert torch.equal(rows, words)
+    assert fit(base, other, **{**still, "soft_verbalizer": "auto"}).state.label_rows is None
+    assert fit(base, task, **{**still, "soft_verbalizer": "auto"}).state.label_rows is not None
+
+
 def test_scores_beside_a_prompt_whose_labels_are_words() -> None:
     base, task = tiny_base("llama"), color_task(4)
     soft = fit(base, task, **SOFT)

@@ -14,20 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.config import TrainConfig
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.data.task import TaskSpec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.reparameterization import LearnedRows
-
-FROM = 20  # labels, from which on ``auto`` learns their rows (docs/results/findings.md)
-
-
-def uses_soft_verbalizer(base: FrozenLM, config: TrainConfig, spec: TaskSpec) -> bool:
-    """Whether labels are learned with a prompt: where it is asked for, or there are many and the model lets it."""
-    if spec.kind != "classification" or config.soft_verbalizer == "never":
-        return False
-    return config.soft_verbalizer == "always" or (len(spec.labels) >= FROM and base.has_plain_output_rows)
 
 
 def make_soft_verbalizer(base: FrozenLM, spec: TaskSpec, labels: Tensor | None = None) -> LearnedRows:
@@ -40,7 +30,7 @@ def make_soft_verbalizer(base: FrozenLM, spec: TaskSpec, labels: Tensor | None =
     words = Verbalizer.of_task(spec, base.tokenizer, alone=base.architecture == "encoder-decoder").sequences
     ids = sorted({token for word in words for token in word})
     rows = base.output_rows(torch.tensor(ids, device=base.device)).float().cpu()
-    start = labels if labels is not None and labels.shape == (len(words), rows.shape[1]) else _average(rows, ids, words)
+    start = labels if labels is not None else _average(rows, ids, words)
     return LearnedRows(start, base.output_std).to(base.device)
 
 
