@@ -10,6 +10,7 @@ from torch import nn
 
 from softprompt.config import TrainConfig
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods import soft_verbalizer
 
 LEARNED_FROM = 100  # times that a run learns from each label, at least (docs/results/findings.md)
 
@@ -56,7 +57,7 @@ def _schedule(name: str, warmup: int, steps: int) -> Callable[[int], float]:
 
 def make_optimizer(method: Any, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of a method's parameters; each group keeps under ``factor`` what its rate is multiplied by."""
-    factors = method.rate_factors()
+    factors = {**method.rate_factors(), "verbalizer.": soft_verbalizer.RATE}
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         factor = next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)

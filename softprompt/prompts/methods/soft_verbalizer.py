@@ -19,6 +19,10 @@ from softprompt.data.task import TaskSpec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.reparameterization import LearnedRows
 
+# Adam moves the rows of labels that a batch does not have as far as the others: at the rate of virtual tokens the loss
+# on what was held out stays behind (docs/results/findings.md)
+RATE = 0.3
+
 
 def make_soft_verbalizer(base: FrozenLM, spec: TaskSpec, labels: Tensor | None = None) -> LearnedRows:
     """At first labels are what their words are, or ``labels [C, H]`` of a prompt that is learned on.
