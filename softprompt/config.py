@@ -94,7 +94,7 @@ class TrainConfig(Settings):
     soft_verbalizer: Literal["auto", "always", "never"] = Field(
         "auto", description="learn rows of the output layer for the labels too; auto: of 20 labels and more"
     )
-    steps: int = Field(300, ge=1, description="optimiser steps; of many labels 100 examples of each, if not given")
+    steps: int = Field(300, ge=1, description="optimiser steps")
     epochs: float | None = Field(
         None,
         gt=0,

@@ -8,12 +8,11 @@ from helpers.tokenizer_styles import STYLES, style
 
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.few_shot import GAP
+from softprompt.data.few_shot import BEHIND_WORDS, GAP
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.predictor import Predictor
-from softprompt.prompts.state import words_before
 from softprompt.prompts.written_prompt import written_ids, written_prompt
 
 SHOTS = (Example("a great story", "pos"), Example("  a dull film", "neg"))
@@ -69,7 +68,7 @@ class TestWholeText:
         front = written_ids(base, spec, instruction, shots)
         state = written_prompt(base, spec, instruction, shots)
         encoder = Predictor(base, spec, state).encoder
-        assert words_before([] if state is None else [state]) == encoder._behind
+        assert encoder._behind == ("" if state is None else BEHIND_WORDS)
         for text in ("the film is good", "  great"):
             (behind,) = encoder.encode_texts([Example(text)])
             expected = whole(tokenizer, GAP.join([*parts, said(spec, text)]))

@@ -35,7 +35,7 @@ GROUPS: dict[str, list[str]] = {
         "teacher teachers distillation distillation_temperature teacher_top_k greedy samples",
         "sample_temperature sample_seed stop",
     ),
-    "What is learned": _names("method method_option length lengths init recipe config seed"),
+    "What is learned": _names("method method_option length lengths init soft_verbalizer recipe config seed"),
     "Several at once": _names("seeds grid ensemble trials space pruning backend workers rates current"),
     "Optimisation": _names(
         "steps epochs budget batch_size learning_rate rate_unit schedule warmup optimizer weight_decay",
