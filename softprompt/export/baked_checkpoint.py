@@ -62,12 +62,13 @@ class BakedCheckpoint:
                 )
                 for name, probe in usage["probes"].items()
             }
-            self._labels = {
-                str(task["digest"]): tuple(int(one) for one in task.get("label_ids", ()))
-                for task in usage["tasks"].values()
-            }
             self._tasks = {
-                str(task["digest"]): (str(name), read_placement(task), tuple(int(one) for one in task["ids"]))
+                str(task["digest"]): (
+                    str(name),
+                    read_placement(task),
+                    tuple(int(one) for one in task["ids"]),
+                    tuple(int(one) for one in task.get("label_ids", ())),
+                )
                 for name, task in usage["tasks"].items()
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -101,12 +102,12 @@ class BakedCheckpoint:
                 f"it is none of the prompts in the checkpoint ({', '.join(self.names)}): bake it with softprompt "
                 "export --format vocab, and restart the engine and this server on the new checkpoint"
             )
-        _, place, virtual = self._tasks[digest]
+        _, place, virtual, _ = self._tasks[digest]
         return list_front(self.special_tokens.bos, placement or place, virtual)
 
     def label_ids(self, digest: str) -> tuple[int, ...]:
-        """The tokens of the labels of the prompt of this digest; none where they are words."""
-        return self._labels.get(digest, ())
+        """The tokens of the labels of the baked prompt of this digest; none where they are words."""
+        return self._tasks[digest][-1]
 
     def check(self, prompt: Prompt) -> None:
         """Raise PromptFileError unless ``prompt``, as it is, was baked."""

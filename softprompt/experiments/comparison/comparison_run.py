@@ -215,8 +215,8 @@ class ComparisonRun:
 
     def _plan_steps(self, method: Candidate) -> RunSettings:
         """The steps of a run: those given, or as many as fit into the time."""
-        settings = self.settings.with_steps_for(self.task)
-        assert settings.steps is not None
+        settings = self.settings
+        assert settings.steps is not None  # compare has resolved them
         budget, plan = settings.budget, RunSettings(settings.steps, settings.batch_size, settings.instruction)
         if method.learning_rate is None or budget is None:
             return plan
