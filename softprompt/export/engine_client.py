@@ -64,6 +64,7 @@ class Tasks:
             self._virtual: dict[str, tuple[int, ...]] = {}
             self._states: dict[str, PromptState] = {}
             self._label_ids: dict[str, tuple[int, ...]] = {}
+            self._keys: dict[str, str] = {}
             for name, task in usage["tasks"].items():
                 spec = TaskSpec.from_dict(task["task"])
                 place, self._virtual[name] = read_placement(task), tuple(int(one) for one in task.get("ids", ()))
@@ -74,6 +75,8 @@ class Tasks:
                     raise ValueError(f"{len(labels)} tokens for {len(spec.labels)} labels")
                 self._encoders[name] = ExampleEncoder(known, spec, task["length"], label_ids=labels)
                 self._label_ids[name] = labels
+                if "key" in task:
+                    self._keys[name] = str(task["key"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptFileError(f"{USAGE_FILE} lacks or misuses {error}: export the prompts again") from error
 
@@ -97,10 +100,16 @@ class Tasks:
             columns: what the template uses beside ``{{ text }}``; of messages the ``tools`` that they offer.
 
         Raises:
-            ConfigError: messages for a prompt that was learned from single texts.
+            ConfigError: messages for a prompt that was learned from single texts, or that begin as none that a prompt
+                of keys and values was learned with.
             DataError: messages that are no conversation, or that the chat template refuses.
         """
         place, ids = self._encode(task, text, columns)
+        if task in self._keys and place.before != self._states[task].placement.before:
+            raise ConfigError(
+                f"these messages do not begin as those that '{task}' was learned with, behind which its keys and "
+                "values were computed: leave the system message out"
+            )
         return [*list_front(self._known.special_tokens.bos, place, self._virtual[task]), *ids]
 
     def text_ids(self, task: str, text: Asked, **columns: Any) -> list[int]:
@@ -178,7 +187,9 @@ class Tasks:
         return self.answer(task, completion)
 
     def _make_input(self, task: str, text: Asked, columns: Mapping[str, Any]) -> dict[str, Any]:
-        return {"prompt": self.ids(task, text, **columns)}
+        key = self._keys.get(task)
+        named = {} if key is None else request_fields(key)
+        return {"prompt": self.ids(task, text, **columns), **named}
 
     def _check_known(self, task: str) -> str:
         if task not in self._encoders:
@@ -210,6 +221,11 @@ class Tasks:
             for label, choice in decision.choice_of_label.items():
                 said[self._tokenizer.decode([decision.choices[choice]]).strip()] = spec.labels[label]
         return said
+
+
+def request_fields(key: str) -> dict[str, Any]:
+    """What names a prompt of keys and values in a request of vLLM, and keeps its cache apart from those of others."""
+    return {"kv_transfer_params": {"softprompt": key}, "cache_salt": key}
 
 
 def _is_told_at_once(verbalizer: Verbalizer) -> bool:

@@ -69,8 +69,9 @@ class ExportFormat:
         imported: whether prompts can be read from it too.
         several: whether it holds several prompts, as words of a vocabulary do.
         needs_base: whether writing takes the base model.
+        key_values: whether it holds keys and values beside what stands at a model's input.
         labels: whether it holds labels that were learned with a prompt (a soft verbalizer).
-        dtype: the precision that the base model is loaded in; ``saved`` is that of its weights.
+        dtype: the precision that the base model is loaded in; ``saved`` is that of its weights, ``None`` what is fast.
     """
 
     summary: str
@@ -78,8 +79,9 @@ class ExportFormat:
     imported: bool = False
     several: bool = False
     needs_base: bool = True
+    key_values: bool = False
     labels: bool = False
-    dtype: str = "saved"
+    dtype: str | None = "saved"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
         facts: dict[str, Any] = import_module(f"softprompt.export.{self.module}").write(request)
@@ -94,6 +96,9 @@ FORMATS: dict[str, ExportFormat] = {
     "peft": ExportFormat(
         "an adapter folder of Hugging Face PEFT; of keys and values too", "peft", imported=True, dtype="float32"
     ),
+    "cartridge": ExportFormat(
+        "an adapter folder of PEFT's CARTRIDGE, keys and values of every layer", "cartridge", dtype="float32"
+    ),
     "vocab": ExportFormat(
         "a plain checkpoint with the prompts as new tokens, for transformers, vLLM and others",
         "vocabulary",
@@ -102,6 +107,13 @@ FORMATS: dict[str, ExportFormat] = {
     ),
     "vllm-embeds": ExportFormat(
         "input embeddings, for vLLM with --enable-prompt-embeds on the model itself", "vllm_embeddings", several=True
+    ),
+    "vllm-kv": ExportFormat(
+        "keys and values, for a stock vLLM with softprompt's connector on the model itself",
+        "vllm_prefixes",
+        several=True,
+        key_values=True,
+        dtype=None,
     ),
     "gguf": ExportFormat("your GGUF file with the prompts as new tokens, for llama.cpp", "gguf", several=True),
     "npy": ExportFormat(

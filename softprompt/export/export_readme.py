@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.data.encoding.placement import Placement
 from softprompt.errors import PromptFileError, printable
@@ -19,6 +21,8 @@ from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
 
 USAGE_FILE = "softprompt.json"
 MARKER = "<|sp:"  # what virtual tokens begin with
+SCHEMA_VERSION = 1
+PROBED = 8  # tokens whose log-probabilities are noted
 
 _FEEDING = {
     "whole": "BOS is its first virtual token. Tokenise texts **without** BOS, or the model sees it twice:",
@@ -187,13 +191,46 @@ name, and takes `{MARKER}` apart wherever a message contains it. {answered}
 {_describe_tasks(prompts)}"""
 
 
+def prefixes_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
+    """How to start a vLLM server on the model with the connector, and how to ask it."""
+    return f"""\
+# {name}
+
+Learned prompts of softprompt for `{base.name}` as keys and values, for a stock vLLM that runs the model itself. \
+Install softprompt where vLLM is (`pip install softprompt`), and start the server with the connector and this folder:
+
+```console
+$ vllm serve {_find_source(base)} --served-model-name base --kv-transfer-config '{{
+    "kv_connector": "SoftpromptConnector", "kv_role": "kv_consumer",
+    "kv_connector_module_path": "softprompt.engines.vllm_connector",
+    "kv_connector_extra_config": {{"prompts": "{name}"}}}}'
+```
+
+```python
+from softprompt.export.engine_client import Tasks
+
+tasks, url = Tasks.load({name!r}), 'http://localhost:8000/v1'
+answer = tasks.ask(url, {next(iter(prompts))!r}, "the user's text", model='base')
+```
+
+A request (`tasks.request`) is token ids, of which the first hold the prompt's place, and names the prompt in \
+`kv_transfer_params` and as `cache_salt`. `softprompt serve --engine vllm --engine-prompts {name}` in front of the \
+server makes such requests of OpenAI's, by the names and versions of a store, and brings new prompts here.
+
+{_describe_tasks(prompts)}"""
+
+
+def _find_source(base: FrozenLM) -> str:
+    """The model, as a shell is told of it; the folder of the embedded one is another on every machine."""
+    if base.name != EMBEDDED_NAME:
+        return base.name
+    return "$(python -c 'from softprompt.models.builtin_models import embedded_model_folder as f; print(f())')"
+
+
 def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
     """How to ask a vLLM server by embeddings."""
-    source, tokenizer = base.name, ""
-    if base.name == EMBEDDED_NAME:
-        # its folder is another one on every machine
-        source = "$(python -c 'from softprompt.models.builtin_models import embedded_model_folder as f; print(f())')"
-    elif expand_user(base.name).is_file():
+    tokenizer = ""
+    if base.name != EMBEDDED_NAME and expand_user(base.name).is_file():
         tokenizer = f" --tokenizer {name}"
     return f"""\
 # {name}
@@ -203,7 +240,7 @@ behind them. Start the server on the model itself, and only where you trust who 
 advises:
 
 ```console
-$ vllm serve {source} --served-model-name base{tokenizer} --enable-prompt-embeds
+$ vllm serve {_find_source(base)} --served-model-name base{tokenizer} --enable-prompt-embeds
 ```
 
 ```python
@@ -223,6 +260,31 @@ def _describe_tasks(prompts: Mapping[str, Prompt]) -> str:
 def encode_json(values: Mapping[str, Any]) -> bytes:
     """A JSON file for people to read."""
     return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def describe_usage(base: FrozenLM, tasks: Mapping[str, Any], never_generate: Sequence[int] = ()) -> dict[str, Any]:
+    """What clients of an engine must know of a model and its tasks, as ``softprompt.json`` has it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "bos_ids": list(base.bos_ids),
+        "context_length": base.context_length,
+        "embedding_size": base.embedding_size,
+        "never_generate": list(never_generate),
+        # the model's own, in whose place an exported one may stand
+        "chat_template": base.tokenizer.chat_template,
+        "tasks": dict(tasks),
+    }
+
+
+def note_probe(ids: Sequence[int], logits: Tensor) -> dict[str, Any]:
+    """The likeliest tokens of logits ``[V]`` behind token ids, for an engine to be compared with."""
+    likeliest = logits.log_softmax(-1).topk(min(PROBED, len(logits)))
+    return {
+        "ids": list(ids),
+        "tokens": likeliest.indices.tolist(),
+        "log_probabilities": [round(one, 5) for one in likeliest.values.tolist()],
+    }
 
 
 def describe_task(prompt: Prompt) -> dict[str, Any]:

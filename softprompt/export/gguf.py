@@ -23,7 +23,7 @@ from softprompt.errors import BaseModelError, MissingExtraError, PromptFileError
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.exported_chat_template import make_chat_template
 from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels
-from softprompt.export.vocabulary import describe_usage, embedding_factor, make_rows
+from softprompt.export.vocabulary import describe_baked, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free, expand_user
@@ -98,7 +98,7 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
         gguf.Keys.Tokenizer.SCORES: [*_read_field(reader, gguf.Keys.Tokenizer.SCORES), *[0.0] * len(rows)],
         f"{_read_field(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
         gguf.Keys.Tokenizer.CHAT_TEMPLATE: make_chat_template(base, prompts),
-        USAGE_KEY: json.dumps(describe_usage(base, baked), ensure_ascii=False),
+        USAGE_KEY: json.dumps(describe_baked(base, baked), ensure_ascii=False),
         **_find_end_of_turn(base, prompts),
     }
     with atomic_path(place) as path:

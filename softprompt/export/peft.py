@@ -1,4 +1,4 @@
-"""Adapter folders of Hugging Face PEFT: prompt tuning (Lester et al. 2021) and prefix tuning (Li and Liang 2021).
+"""Adapter folders of Hugging Face PEFT: prompt tuning, prefix tuning (Li and Liang 2021), cartridges (cartridge.py).
 
 PEFT puts virtual tokens in front of all that the tokenizer gives, BOS included; here they stand behind BOS. So what is
 exported has BOS's own embedding (or keys and values) as its first virtual token, and texts are fed without BOS: the
@@ -44,6 +44,7 @@ _FLAT_KINDS: Mapping[str, str] = {
     "PROMPT_TUNING": "embeddings",
     "P_TUNING": "embeddings",  # saved as the virtual tokens that its encoder made
     "PREFIX_TUNING": "key_values",
+    "CARTRIDGE": "key_values",
 }
 
 
@@ -90,8 +91,10 @@ class Adapter:
             )
 
 
-def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
+def write_peft(base: FrozenLM, prompt: Prompt, folder: Path, *, cartridge: bool = False) -> None:
     """Write a folder that ``PeftModel.from_pretrained`` reads, with a README that tells how to feed it.
+
+    ``cartridge``: keys and values as PEFT's CARTRIDGE has them, instead of as prefix tuning.
 
     Raises:
         PromptFileError: an ensemble, a prompt of another base model, or one that has learned its labels.
@@ -121,8 +124,11 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
         check_bos_precision(base)
     state = fold_placement(base, prompt.state)
     rows, sizes = _flatten(state)
+    if cartridge:
+        sizes = {**sizes, "num_frozen_tokens": bos_rows}
+        del sizes["prefix_projection"]
     config = {
-        "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
+        "peft_type": "CARTRIDGE" if cartridge else "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
         "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
         "base_model_name_or_path": base.name,
         "inference_mode": True,
@@ -165,6 +171,11 @@ def _describe_conversations(base: FrozenLM, prompt: Prompt, name: str) -> dict[s
 def write(request: ExportRequest) -> dict[str, Any]:
     """``write_peft`` as an export format."""
     write_peft(request.model, request.prompt, request.out)
+    return describe_feeding(request)
+
+
+def describe_feeding(request: ExportRequest) -> dict[str, Any]:
+    """How texts are fed to an adapter, in words."""
     around = request.model.special_tokens.bos or request.prompt.state.placement.added
     what = "what stands around the prompt" if request.prompt.state.placement.added else "BOS"
     return {"texts": f"without {what}, as README.md there says" if around else "as the tokenizer gives them"}

@@ -42,7 +42,7 @@ def export_prompt(
         prompts: one, its folder or its reference in a store; or several by the names that their tasks get
             outside, for formats that hold several.
         out: the file or folder to write; nothing may be there yet.
-        format: of ``FORMATS``: ``peft``, ``vocab``, ``vllm-embeds``, ``gguf`` or ``npy``.
+        format: of ``FORMATS``: ``peft``, ``cartridge``, ``vocab``, ``vllm-kv``, ``vllm-embeds``, ``gguf`` or ``npy``.
         gguf: your GGUF file of the base model, which ``gguf`` extends.
         tied: ``vocab``: keep the output layer tied; smaller, but clients must forbid the new tokens.
 
@@ -67,7 +67,8 @@ def export_prompt(
     if not target.labels:
         check_labels(named)
     if target.several:
-        check_kinds(named)
+        if not target.key_values:
+            check_kinds(named)
     else:
         request.prompt.state  # noqa: B018 (raises for an ensemble)
     if target.needs_base:

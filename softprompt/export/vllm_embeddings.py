@@ -22,6 +22,7 @@ from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import (
     USAGE_FILE,
     describe_task,
+    describe_usage,
     embeds_readme,
     encode_json,
     list_front,
@@ -34,7 +35,6 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free
 
 TENSOR_FILE = "embeddings.safetensors"
-SCHEMA_VERSION = 1
 _ROWS_AT_ONCE = 16384
 
 
@@ -58,13 +58,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
     tensors = {"tokens": torch.cat([base.embed(part).cpu() for part in ids.split(_ROWS_AT_ONCE)])}
     for name, prompt in prompts.items():
         tensors[f"prompt.{name}"] = fold_placement(base, prompt.state).tensor.to(base.dtype).contiguous()
-    usage = {
-        "schema_version": SCHEMA_VERSION,
-        "base": {"name": base.name, "fingerprint": base.fingerprint},
-        "bos_ids": list(base.bos_ids),
-        "context_length": base.context_length,
-        "tasks": {name: describe_task(prompt) for name, prompt in prompts.items()},
-    }
+    usage = describe_usage(base, {name: describe_task(prompt) for name, prompt in prompts.items()})
     with atomic_path(folder) as place:
         place.mkdir()
         save_file(tensors, place / TENSOR_FILE)

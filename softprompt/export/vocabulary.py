@@ -30,7 +30,15 @@ from softprompt.data.encoding.verbalizer import end_of_turn
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.export_readme import USAGE_FILE, describe_task, encode_json, list_front, vocabulary_readme
+from softprompt.export.export_readme import (
+    USAGE_FILE,
+    describe_task,
+    describe_usage,
+    encode_json,
+    list_front,
+    note_probe,
+    vocabulary_readme,
+)
 from softprompt.export.exported_chat_template import list_first_messages, make_chat_template, split_template
 from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels, name_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
@@ -40,7 +48,6 @@ from softprompt.prompts.prefix import make_concatenated_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free
 
-SCHEMA_VERSION = 1
 # the first one's log-probabilities are noted; with all of them the tokens are compared
 _PROBES = (
     "a text of some words",
@@ -50,7 +57,6 @@ _PROBES = (
     ".",
     "<",
 )
-PROBED = 8  # likeliest tokens behind the probe whose log-probabilities are noted, for an engine to be compared with
 
 
 def bake_vocabulary(
@@ -95,7 +101,7 @@ def bake_vocabulary(
             part.save_pretrained(place)
         checked = _check_checkpoint(base, baked, place, tied)
         baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
-        usage = {**describe_usage(base, baked), **checked}
+        usage = {**describe_baked(base, baked), **checked}
         (place / USAGE_FILE).write_bytes(encode_json(usage))
         readme = vocabulary_readme(folder.name, prompts, _list_limits(tied), baked.inexact)
         (place / "README.md").write_text(readme, encoding="utf-8")
@@ -109,7 +115,7 @@ def write(request: ExportRequest) -> dict[str, Any]:
     return {"first_ids": dict(baked.first), **(told if baked.inexact else {})}
 
 
-def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
+def describe_baked(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
     """What clients must know of baked prompts, as ``softprompt.json`` has it."""
     tasks = {
         name: {
@@ -125,17 +131,7 @@ def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
         }
         for name, prompt in baked.prompts.items()
     }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "base": {"name": base.name, "fingerprint": base.fingerprint},
-        "bos_ids": list(base.bos_ids),
-        "context_length": base.context_length,
-        "embedding_size": base.embedding_size,
-        "never_generate": baked.all_ids,
-        # the model's own, in whose place the exported one stands
-        "chat_template": base.tokenizer.chat_template,
-        "tasks": tasks,
-    }
+    return describe_usage(base, tasks, baked.all_ids)
 
 
 def embedding_factor(base: FrozenLM) -> float:
@@ -292,12 +288,7 @@ def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied:
         hidden = make_concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:]
         expected = base.logits(hidden)
         logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
-        likeliest = logits[0].log_softmax(-1).topk(min(PROBED, logits.shape[1]))
-        probes[name] = {
-            "ids": ids,
-            "tokens": likeliest.indices.tolist(),
-            "log_probabilities": [round(one, 5) for one in likeliest.values.tolist()],
-        }
+        probes[name] = note_probe(ids, logits[0])
         known = torch.tensor([one for one in range(base.vocabulary_size) if one not in new], device=base.device)
         found, expected = logits[:, known], expected[:, known]
         worst = max(worst, float((found - expected).norm() / expected.norm()))

@@ -148,16 +148,30 @@ def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, placement: P
     """
     if base.architecture == "encoder-decoder":
         return compute_seq2seq_keys_and_values(base, virtual_tokens)
+    words = PromptState("embeddings", (virtual_tokens,), placement)
+    pairs = [torch.stack(pair)[:, :, -words.length :] for pair in compute_whole_prefix(base, words)]
+    return PromptState("key_values", tuple(pair.float() for pair in pairs), placement)
+
+
+@torch.no_grad()
+def compute_whole_prefix(base: FrozenLM, state: PromptState) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values ``[K, P', D]`` of each layer: of BOS, what stands before the virtual tokens, and these.
+
+    Windows leave none of them out.
+
+    Raises:
+        BaseModelError: a decoder that keeps no such cache.
+    """
     from transformers import DynamicCache
 
     check_keys_and_values(base)
-    words = PromptState("embeddings", (virtual_tokens,), replace(placement, behind=()))
+    first = replace(state, placement=replace(state.placement, behind=()))
     # a cache that was not told of sliding windows keeps all of the tokens
-    with torch.no_grad():
-        embeddings = make_concatenated_prefix(base, words).embeddings[0]
-        cache = compute_cache(base, embeddings, DynamicCache())
-    pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
-    return PromptState("key_values", tuple(pair.float() for pair in pairs), placement)
+    if state.kind == "key_values":
+        cache = _make_given_prefix(base, first, DynamicCache()).cache
+    else:
+        cache = compute_cache(base, make_concatenated_prefix(base, first).embeddings[0], DynamicCache())
+    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 
 def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -175,7 +189,8 @@ def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Te
     return hidden[:, -1]
 
 
-def _make_given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
+def _make_given_prefix(base: FrozenLM, state: PromptState, cache: Any = None) -> CachedPrefix:
+    """``cache``: an empty one, to be filled; one that keeps what the model's windows hold, if not given."""
     from transformers import DynamicCache
 
     front = front_ids(base, state.placement)
@@ -187,7 +202,7 @@ def _make_given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
             "damaged, learn it again"
         )
     before = known if front == tuple(base.bos_ids) else _cache_ids(base, front)
-    cache: Any = DynamicCache(config=base.model.config)
+    cache = DynamicCache(config=base.model.config) if cache is None else cache
     for index, pair in enumerate(state.tensors):
         keys, values = pair.to(devices[index] if devices else base.device, base.dtype)[:, None]
         if before is not None:

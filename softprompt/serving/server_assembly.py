@@ -10,8 +10,10 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 
+from softprompt.engines.baked_checkpoint import BakedCheckpoint
+from softprompt.engines.exported_model import ExportedModel
+from softprompt.engines.prefix_folder import fill_folder
 from softprompt.errors import ConfigError
-from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.models.deferred_base import BaseCheck
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import SERVED, should_compile
@@ -90,7 +92,7 @@ def open_server(
         )
         engine: InferenceEngine | VllmEngine
         if settings.engine_kind == "vllm":
-            engine, registry = _create_vllm_engine(settings, source, limits, say)
+            engine, registry = _create_vllm_engine(settings, source, limits, load, say)
         else:
             engine, registry = _create_own_engine(settings, source, limits, metrics, load, say)
         registry.refresh()
@@ -138,16 +140,20 @@ def _create_vllm_engine(
     settings: ServerSettings,
     source: StoreSource | FolderSource,
     limits: EngineLimits,
+    load: LoadBase,
     say: Callable[[str], None],
 ) -> tuple[VllmEngine, PromptRegistry]:
-    """A vLLM server; what is here of the checkpoint are its tokenizer and what it says of its tasks."""
-    checkpoint = BakedCheckpoint(expand_user(str(settings.model)))
-    source.check_base(checkpoint)
-    engine = VllmEngine(checkpoint, VllmClient(str(settings.engine_url), settings.engine_key), limits)
-    registry = PromptRegistry(
-        checkpoint, source, check=checkpoint.check, **_registry_options(settings, checkpoint.name)
-    )
-    say(f"vLLM at {settings.engine_url} runs '{engine.model}' with {', '.join(checkpoint.names)}")
+    """A vLLM server; what is here of its model are the tokenizer and what was exported of it."""
+    exported: ExportedModel
+    if settings.engine_prompts is None:
+        exported = BakedCheckpoint(expand_user(str(settings.model)))
+    else:
+        exported = fill_folder(expand_user(settings.engine_prompts), load, source.check_base)
+    source.check_base(exported)
+    engine = VllmEngine(exported, VllmClient(str(settings.engine_url), settings.engine_key), limits)
+    registry = PromptRegistry(exported, source, check=engine.check_prompt, **_registry_options(settings, exported.name))
+    those = ", ".join(exported.names) or f"the prompts of '{exported.folder}'"
+    say(f"vLLM at {settings.engine_url} runs '{engine.model}' with {those}")
     return engine, registry
 
 

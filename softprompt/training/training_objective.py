@@ -86,7 +86,7 @@ class TrainingObjective:
 def make_task_objective(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> TrainingObjective:
     """A task's own labels or outputs; raises TemplateError or DataError."""
     configs = list(configs)
-    soft_verbalizer = uses_soft_verbalizer(base, configs[0], task.spec)
+    soft_verbalizer = any(uses_soft_verbalizer(base, config, task.spec) for config in configs)
     by_length = make_encoders(base, task.spec, [config.length for config in configs], soft_verbalizer=soft_verbalizer)
     objective = AnswerScorer(base, next(iter(by_length.values())).verbalizer)
     stream = task.splits.stream

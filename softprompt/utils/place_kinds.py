@@ -15,7 +15,7 @@ Wanted = Literal["prompt", "data", "model", "store", "import"]
 
 _DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-_PROMPTS_OF_PEFT = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+_PROMPTS_OF_PEFT = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE")
 _SMALL = 2**20  # bytes of a configuration that are looked at
 
 

@@ -18,9 +18,10 @@ from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export.export_formats import FORMATS
 from softprompt.export.peft import read_peft, write_peft
+from softprompt.export.prompt_exchange import export_prompt, import_prompt
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.methods.method_registry import METHODS
-from softprompt.prompts.prefix import make_prefix
+from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.saved_prompt import SEAL, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -54,6 +55,23 @@ class TestExport:
         model = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "p")
         ids = text_ids(base)
         torch.testing.assert_close(peft_logits(model, ids), our_logits(base, prompt.state, ids), **CLOSE)
+
+    @pytest.mark.parametrize("kind", ["embeddings", "key_values"])
+    @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "qwen3"])
+    def test_peft_computes_our_logits_of_a_cartridge(self, tmp_path: Path, family: str, kind: str) -> None:
+        base, prompt = tiny_base(family), learned(family, kind)
+        export_prompt(base, prompt, tmp_path / "p", format="cartridge")
+        model = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "p")
+        assert isinstance(model.active_peft_config, peft.CartridgeConfig)
+        ids = text_ids(base)
+        torch.testing.assert_close(peft_logits(model, ids), our_logits(base, prompt.state, ids), **CLOSE)
+        encoder = model.prompt_encoder["default"]
+        assert (encoder.num_frozen_tokens, encoder.num_trainable_tokens) == (len(base.bos_ids), prompt.length)
+        back = import_prompt(base, tmp_path / "p").state
+        expected = prompt.state
+        if kind == "embeddings":
+            expected = compute_keys_and_values(base, prompt.state.tensor)
+        assert all(torch.equal(one, two) for one, two in zip(back.tensors, expected.tensors, strict=True))
 
     @pytest.mark.parametrize("family", ["t5", "bart"])
     @torch.no_grad()
@@ -171,6 +189,12 @@ class TestImport:
     def test_logits_are_those_of_peft_for_prefix_tuning(self, tmp_path: Path, family: str, projection: bool) -> None:
         more = {"prefix_projection": True, "encoder_hidden_size": 8} if projection else {}
         self.compare(tmp_path, family, prefix_tuning(**more))
+
+    @pytest.mark.parametrize("frozen", [0, 1])
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+    def test_logits_are_those_of_peft_for_cartridges(self, tmp_path: Path, family: str, frozen: int) -> None:
+        config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_frozen_tokens=frozen)
+        self.compare(tmp_path, family, config)
 
     def compare(self, folder: Path, family: str, config: Any) -> None:
         base, model = tiny_base(family), adapter(family, folder, config)

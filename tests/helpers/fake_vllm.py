@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 from helpers.tiny_server import Place, wait_for
+from safetensors.torch import load_file
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from softprompt.export.baked_checkpoint import BakedCheckpoint
+from softprompt.engines.baked_checkpoint import BakedCheckpoint
+from softprompt.engines.exported_model import ExportedModel
 from softprompt.serving.engine.inference_engine import EngineLimits
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.vllm_client import VllmClient
@@ -27,13 +29,14 @@ from softprompt.store.version_store import Store
 
 
 class FakeVllm:
-    """vLLM on a baked checkpoint.
+    """vLLM on a baked checkpoint, or on a plain one with the connector, where it has a folder of prompts.
 
     Attributes:
         name: of the model.
         key: the API key that it wants.
         refusal: status and headers that every completion is answered with.
         tells: whether it knows ``logprob_token_ids``; older ones leave unknown fields out.
+        ignores_prompts: whether it has no connector, and so takes no notice of what a request names.
         breaks_after: tokens after which a stream ends without its end.
         hold: while it is set, no completion is answered, and no stream grows beyond its first token.
         bodies: of all completions that were asked for.
@@ -41,13 +44,15 @@ class FakeVllm:
         left: requests that their clients left early.
     """
 
-    def __init__(self, folder: Path, longest: int = 96) -> None:
+    def __init__(self, folder: Path, longest: int = 96, prompts: Path | None = None) -> None:
+        self._prompts = prompts
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.name = "baked"
         self.key: str | None = None
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.tells = True
+        self.ignores_prompts = False
         self.breaks_after: int | None = None
         self.hold = threading.Event()
         self.bodies: list[dict[str, Any]] = []
@@ -91,6 +96,9 @@ class FakeVllm:
             return StreamingResponse(self._streamed(body, request), media_type="text/event-stream")
         if await self._left_while_held(request):
             return Response()
+        key = None if self.ignores_prompts else (body.get("kv_transfer_params") or {}).get("softprompt")
+        if key is not None and (self._prompts is None or not (self._prompts / f"{key}.safetensors").exists()):
+            return JSONResponse({"error": {"message": f"there is no prompt '{key}' on this server", "code": 400}}, 400)
         prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
         choices = [self._choice(index, ids, body) for index, ids in enumerate(prompts)]
         # in no particular order, as nothing promises one
@@ -102,7 +110,7 @@ class FakeVllm:
         return JSONResponse({"error": "Unauthorized"}, 401)
 
     def _choice(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
-        row = self._logits(ids).log_softmax(-1)
+        row = self._logits(ids, body).log_softmax(-1)
         if body.get("prompt_logprobs") is not None:
             told = self._score_prompt(ids, body["prompt_logprobs"])
             return {"index": index, "text": "", "prompt_logprobs": told, "finish_reason": "length"}
@@ -131,7 +139,7 @@ class FakeVllm:
         ended = False
         try:
             while not ended:
-                row = self._logits(ids)
+                row = self._logits(ids, body)
                 raw = row.log_softmax(-1)
                 for token, bias in body["logit_bias"].items():
                     row[int(token)] += bias
@@ -169,25 +177,43 @@ class FakeVllm:
         return False
 
     @torch.no_grad()
-    def _logits(self, ids: list[int]) -> torch.Tensor:
-        logits: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0, -1].float()
-        return logits
+    def _logits(self, ids: list[int], body: dict[str, Any]) -> torch.Tensor:
+        key = (body.get("kv_transfer_params") or {}).get("softprompt")
+        if key is None or self._prompts is None:
+            logits: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+            return logits
+        assert body["cache_salt"] == key
+        tensors = load_file(self._prompts / f"{key}.safetensors")
+        cache = DynamicCache()
+        for layer in range(len(tensors) // 2):
+            cache.update(tensors[f"keys.{layer}"][None], tensors[f"values.{layer}"][None], layer)
+        # the ids in front only hold its place: whatever they are, they are not read
+        text = torch.tensor([ids[tensors["keys.0"].shape[1] :]])
+        behind: torch.Tensor = self._model(input_ids=text, past_key_values=cache).logits[0, -1].float()
+        return behind
 
 
 class OnVllm(Place):
     """A server whose engine is a vLLM server."""
 
     def __init__(
-        self, store: Store, baked: Path, url: str, limits: EngineLimits | None = None, **settings: Any
+        self,
+        store: Store,
+        exported: Path | ExportedModel,
+        url: str,
+        limits: EngineLimits | None = None,
+        **settings: Any,
     ) -> None:
-        self._checkpoint, self._url, self._limits = BakedCheckpoint(baked), url, limits or EngineLimits()
+        self._exported = BakedCheckpoint(exported) if isinstance(exported, Path) else exported
+        self._url, self._limits = url, limits or EngineLimits()
         super().__init__(StoreSource(str(store.url)), **settings)
 
     def make_engine(self) -> Any:
-        return VllmEngine(self._checkpoint, VllmClient(self._url), self._limits)
+        return VllmEngine(self._exported, VllmClient(self._url), self._limits)
 
     def make_registry(self, source: Any) -> PromptRegistry:
-        return PromptRegistry(self._checkpoint, source, base_name="tiny", check=self._checkpoint.check)
+        check = self.make_engine().check_prompt
+        return PromptRegistry(self._exported, source, base_name="tiny", check=check)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = (
     *("errors", "utils", "config", "metrics", "data", "models", "prompts", "store", "inference", "training"),
-    *("export", "experiments", "serving", "analysis", "report", "cli"),
+    *("export", "engines", "experiments", "serving", "analysis", "report", "cli"),
 )
 """In the order data flows: each room imports from those before it. ``__init__`` and ``__main__`` stand above all."""
 ENTRANCES = ("__init__", "__main__")

@@ -25,8 +25,8 @@ from helpers.tiny_server import LABELS, MORE, WORDS, a_store, error_of, expected
 from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
+from softprompt.engines.baked_checkpoint import BakedCheckpoint
 from softprompt.errors import ConfigError, PromptFileError
-from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
@@ -244,7 +244,7 @@ class TestVersions:
         assert changes["added"] == ["tone@3"]
         for model in ("tone@3", "tone"):
             error = error_of(client.post("/v1/classify", json={"model": model, "input": TEXT}), 503)
-            assert "'tone@3' is not in the checkpoint that the engine runs" in error["message"]
+            assert "'tone@3' cannot be run by the engine" in error["message"]
         classify_examples(client, "tone@1", TEXT)
         store.promote("tone@2", "prod")
         client.post("/admin/reload")
@@ -382,7 +382,7 @@ class TestStart:
         usage = json.loads((baked / "softprompt.json").read_text())
         others = {name: prompt(seed=20 + seed) for seed, name in enumerate(usage["tasks"])}
         bake_vocabulary(the_base(), others, tmp_path / "other")
-        with pytest.raises(ConfigError, match="whose answers for 'tone-2' are not those of the checkpoint"):
+        with pytest.raises(ConfigError, match=r"whose answers for 'tone-2' are not those of '.*other'"):
             self.engine(tmp_path / "other", url)
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:
@@ -397,6 +397,7 @@ class TestStart:
         [
             ({"engine_kind": "vllm"}, "give its address with --engine-url"),
             ({"engine_url": "http://x"}, "give --engine vllm too"),
+            ({"engine_prompts": "folder"}, "--engine-prompts is for a vLLM server"),
             ({"engine_kind": "vllm", "engine_url": "x:80"}, "expected http://HOST:PORT or https://, got 'x:80'"),
             ({"engine_kind": "vllm", "engine_url": "http://x", "dtype": "float32"}, "--dtype is for a model"),
             (

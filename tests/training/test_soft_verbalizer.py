@@ -181,6 +181,15 @@ def test_learning_goes_on_from_the_labels_of_a_prompt(tmp_path: Path) -> None:
     torch.testing.assert_close(on.state.label_rows, first.state.label_rows)
 
 
+def test_any_of_several_that_goes_on_from_learned_labels_has_all_learn_them(tmp_path: Path) -> None:
+    base, task = tiny_base("llama"), color_task(4)
+    fit(base, task, out=tmp_path / "first", **SOFT)
+    anew = TrainConfig.build(**{**SOFT, "soft_verbalizer": "auto"})
+    on = TrainConfig.build(**{**SOFT, "soft_verbalizer": "auto", "init": f"prompt:{tmp_path / 'first'}"})
+    prompt = fit(base, task, config={"anew": anew, "on": on}, ensemble=True)
+    assert all(state.label_rows is not None for state in prompt.states)
+
+
 def test_start_of_other_labels_gives_no_rows(tmp_path: Path) -> None:
     base, task = tiny_base("llama"), color_task(4)
     fit(base, task, out=tmp_path / "first", **SOFT)

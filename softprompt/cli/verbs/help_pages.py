@@ -46,7 +46,8 @@ GROUPS: dict[str, list[str]] = {
     "Model": _names("model_name model device dtype quantize device_map sharding trust_remote_code"),
     "Scoring": _names("metric tolerance max_new_tokens vote no_test no_measure no_baseline baseline"),
     "Server": _names(
-        "store prompts engine_kind engine_url host port base_name refresh timeout drain_delay", "shutdown_timeout"
+        "store prompts engine_kind engine_url engine_prompts host port base_name refresh timeout drain_delay",
+        "shutdown_timeout",
     ),
     "Keys and log": _names("keys no_auth requests_per_minute tokens_per_minute log_text"),
     "Samples of requests": _names("sample_file sample_rate sample_text sample_keep"),

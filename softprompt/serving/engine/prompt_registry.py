@@ -269,7 +269,7 @@ class PromptRegistry:
             prompt, created = self._source.load(found.name, found.number)
             why = "was learned on another base model than this server's"
             prompt.check_base(self.base)
-            why = "is not in the checkpoint that the engine runs"
+            why = "cannot be run by the engine"
             if self._check is not None:
                 self._check(prompt)
         except VersionGoneError as error:

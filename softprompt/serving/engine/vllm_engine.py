@@ -1,15 +1,15 @@
-"""An engine that is a vLLM server with a baked checkpoint: prompts are tokens of its vocabulary, and it batches them.
+"""An engine that is a vLLM server: prompts are tokens of its baked vocabulary, or what its connector loads for them.
 
     a label     at each place where labels part, vLLM's log-probabilities of the tokens that continue one, normalised
     a text      vLLM's tokens as they come, cut into pieces by the same rules as those of our own engine
 
-Texts are tokenised here, as plain text, and sent as token ids. A request for a prompt that was not baked never gets
-this far (``BakedCheckpoint.check``).
+Texts are tokenised here, as plain text, and sent as token ids. A request for a prompt that vLLM does not have never
+gets this far (``check_prompt``).
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from copy import copy
@@ -25,13 +25,13 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.encoding.verbalizer import Decision
 from softprompt.data.examples import Example
+from softprompt.engines.exported_model import ExportedModel, Probe
 from softprompt.errors import ConfigError, DataError, GrammarError
-from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.export.export_readme import list_front
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.token_logprobs import ScoredToken
-from softprompt.prompts.saved_prompt import hash_prompt
+from softprompt.prompts.saved_prompt import Prompt, hash_prompt
 from softprompt.serving.engine.completion_chunks import (
     CompletionChunk,
     Detokenizer,
@@ -60,19 +60,23 @@ from softprompt.serving.engine.request_preparation import (
 from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.engine.vllm_client import VllmClient
 from softprompt.serving.engine.vllm_fields import (
+    PLAIN,
     read_log_probabilities,
     read_prompt_tokens,
     read_scored_tokens,
-    write_structured_outputs,
+    write_completion_body,
+    write_scoring_body,
 )
 
 _Value = TypeVar("_Value")
 
 MOST_CHOICES = 128  # tokens whose log-probabilities vLLM tells in one request
+NOT_SCORED = (
+    "log-probabilities of the text itself are not to be had behind keys and values in vLLM, which would read anew what "
+    "only holds their place: leave echo or logprobs out, or ask a server without --engine vllm"
+)
 _AT_ONCE = 16  # places of labels that a request for labels asks vLLM for at the same time
 MOST_OFF = 0.5  # nats that vLLM's log-probabilities may be off in the mean; other types of number round otherwise
-# whatever the checkpoint's generation_config.json says, an answer is what the request asks for
-PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
 
 
 class VllmEngine:
@@ -82,7 +86,7 @@ class VllmEngine:
         model: what the server calls the model that it runs.
     """
 
-    def __init__(self, checkpoint: BakedCheckpoint, server: VllmClient, limits: EngineLimits) -> None:
+    def __init__(self, checkpoint: ExportedModel, server: VllmClient, limits: EngineLimits) -> None:
         """Look at the server, once; blocks.
 
         Args:
@@ -133,8 +137,9 @@ class VllmEngine:
                     texts += some
                 assert encoder.verbalizer is not None
                 decisions = self._name_baked_labels(served, encoder.verbalizer.decisions)
+                fields = self._name_prompt(served)
                 scored = await gather_in_order(
-                    self._score_decision(decision, [[*leading, *text, *decision.path] for text in texts])
+                    self._score_decision(decision, [[*leading, *text, *decision.path] for text in texts], fields)
                     for decision in decisions
                 )
         if timing is not None:
@@ -166,7 +171,10 @@ class VllmEngine:
             async with expire_at(until):
                 leading, encoded = await self._run_preparer(partial(self._encode_text, served, example, generation))
                 ids = [*leading, *encoded.item.ids]
+                fields = self._name_prompt(served)
                 if encoded.echo is not None:
+                    if fields and logprobs is not None:
+                        raise DataError(NOT_SCORED)
                     told = await self._score_text(encoded.echo, len(leading), ids, logprobs)
                     end: Literal["length"] | None = "length" if encoded.only_read else None
                     yield CompletionChunk(encoded.echo.text, 0, encoded.read, end, told)
@@ -174,7 +182,7 @@ class VllmEngine:
                 return
             completion, scored = Completion(self._checkpoint, replace(generation, grammar=None)), list[ScoredToken]()
             pieces = Detokenizer(completion, self._checkpoint.tokenizer, encoded.read, scored)
-            body = self._build_completion_body(ids, generation, logprobs)
+            body = {**write_completion_body(self.model, ids, generation, self._checkpoint, logprobs), **fields}
             async with aclosing(self._server.stream(body)) as events:
                 while completion.finish is None:
                     # only while waiting: between pieces the caller's own time passes
@@ -198,26 +206,39 @@ class VllmEngine:
         await self._server.close()
         self._preparer.shutdown(wait=False)
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Have vLLM take a prompt into use; blocks.
+
+        Raises:
+            PromptFileError, BaseModelError, OutputError: it cannot.
+            ConfigError: vLLM does not answer as the prompt does.
+        """
+        if (probe := self._checkpoint.check(prompt)) is not None:
+            self._compare("the prompt", probe, self._checkpoint.request_fields(prompt.digest))
+
     def _check(self) -> None:
-        """Compare the server with what the checkpoint gave when it was made; raises ConfigError."""
-        url = self._server.url
+        """Compare the server with what the export says of its model; raises ConfigError."""
         for name, probe in self._checkpoint.probes.items():
-            (choice,) = self._server.complete_once(self._build_scoring_body([list(probe.ids)], probe.tokens))
-            given = read_log_probabilities(choice)
-            if not given.keys() >= set(probe.tokens):
-                raise ConfigError(
-                    f"'{url}' does not tell the log-probabilities of the tokens that it is asked for "
-                    "(logprob_token_ids): expected a newer vLLM, as 0.32"
-                )
-            off = fmean(
-                abs(given[token] - value) for token, value in zip(probe.tokens, probe.log_probabilities, strict=True)
+            self._compare(name, probe, {})
+
+    def _compare(self, name: str, probe: Probe, fields: Mapping[str, Any]) -> None:
+        """Hold vLLM's log-probabilities of a probe to those that were noted; raises ConfigError."""
+        url = self._server.url
+        body = {**write_scoring_body(self.model, [list(probe.ids)], probe.tokens), **fields}
+        (choice,) = self._server.complete_once(body)
+        given = read_log_probabilities(choice)
+        if not given.keys() >= set(probe.tokens):
+            raise ConfigError(
+                f"'{url}' does not tell the log-probabilities of the tokens that it is asked for "
+                "(logprob_token_ids): expected a newer vLLM, as 0.32"
             )
-            if off > MOST_OFF:
-                raise ConfigError(
-                    f"'{url}' runs '{self.model}', whose answers for '{name}' are not those of the checkpoint "
-                    f"'{self._checkpoint.folder}' ({off:.1f} nats off): start vLLM on it, or give --model the one that "
-                    "it runs"
-                )
+        noted = zip(probe.tokens, probe.log_probabilities, strict=True)
+        off = fmean(abs(given[token] - value) for token, value in noted)
+        if off > MOST_OFF:
+            raise ConfigError(
+                f"'{url}' runs '{self.model}', whose answers for '{name}' are not those of "
+                f"'{self._checkpoint.folder}' ({off:.1f} nats off): {self._checkpoint.advice}"
+            )
 
     @contextmanager
     def _reserve_room(self, examples: int) -> Iterator[None]:
@@ -261,12 +282,20 @@ class VllmEngine:
             return decisions
         return [replace(decisions[0], choices=self._checkpoint.label_ids(_hash_baked(served)))]
 
-    async def _score_decision(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
+    def _name_prompt(self, served: ServedPrompt) -> Mapping[str, Any]:
+        """What a request says of its prompt beside the token ids."""
+        return self._checkpoint.request_fields(_hash_baked(served)) if served.states else {}
+
+    async def _score_decision(
+        self, decision: Decision, prompts: list[list[int]], fields: Mapping[str, Any]
+    ) -> list[list[float]]:
         """Log-probabilities of the choices behind each of ``prompts``, normalised over them."""
         parts = [
             decision.choices[start : start + MOST_CHOICES] for start in range(0, len(decision.choices), MOST_CHOICES)
         ]
-        scored = await gather_in_order(self._server.complete(self._build_scoring_body(prompts, part)) for part in parts)
+        scored = await gather_in_order(
+            self._server.complete({**write_scoring_body(self.model, prompts, part), **fields}) for part in parts
+        )
         found: list[dict[int, float]] = [{} for _ in prompts]
         for answers in scored:
             for known, choice in zip(found, answers, strict=True):
@@ -287,44 +316,6 @@ class VllmEngine:
         if not echo.before:
             scored[0] = ScoredToken(ids[leading], None)
         return spell_echo(token_bytes(self._checkpoint.tokenizer), echo.text, scored)
-
-    def _build_scoring_body(self, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
-        """The request for the log-probabilities of ``tokens`` behind each of ``prompts``."""
-        return {
-            "model": self.model,
-            "prompt": prompts,
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": 1,
-            "logprob_token_ids": list(tokens),
-            "return_tokens_as_token_ids": True,
-            **PLAIN,
-        }
-
-    def _build_completion_body(
-        self, ids: list[int], generation: GenerationConfig, logprobs: int | None
-    ) -> dict[str, Any]:
-        more: dict[str, Any] = {}
-        if logprobs is not None:
-            more |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
-        if generation.grammar is not None:
-            more["structured_outputs"] = write_structured_outputs(generation.grammar, self._checkpoint.tokenizer)
-        return {
-            "model": self.model,
-            "prompt": ids,
-            "max_tokens": generation.max_new_tokens,
-            "temperature": generation.temperature if generation.warpers else 0,
-            "top_p": generation.top_p,
-            "top_k": generation.top_k,
-            "seed": generation.seed,
-            "stop": list(generation.stop),
-            # tokens are what counts here; where the text ends is found again in them
-            "include_stop_str_in_output": True,
-            "return_token_ids": True,
-            "logit_bias": {str(one): -100 for one in self._checkpoint.never},
-            **PLAIN,
-            **more,
-        }
 
 
 @contextmanager

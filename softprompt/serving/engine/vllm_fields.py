@@ -1,12 +1,63 @@
-"""Log-probabilities and grammars as vLLM's API writes them."""
+"""Requests, log-probabilities and grammars as vLLM's API writes them."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.engines.exported_model import ExportedModel
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.grammar import Grammar
 from softprompt.inference.token_logprobs import ScoredToken
+
+# whatever the model's generation_config.json says, an answer is what the request asks for
+PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
+
+
+def write_scoring_body(model: str, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
+    """The request for the log-probabilities of ``tokens`` behind each of ``prompts``."""
+    return {
+        "model": model,
+        "prompt": prompts,
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 1,
+        "logprob_token_ids": list(tokens),
+        "return_tokens_as_token_ids": True,
+        **PLAIN,
+    }
+
+
+def write_completion_body(
+    model: str, ids: list[int], generation: GenerationConfig, exported: ExportedModel, logprobs: int | None
+) -> dict[str, Any]:
+    """The request for what follows token ids.
+
+    Args:
+        exported: says which tokens no answer has, and how a grammar's marks are read.
+        logprobs: so many likeliest tokens are told of each.
+    """
+    more: dict[str, Any] = {}
+    if logprobs is not None:
+        more |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
+    if generation.grammar is not None:
+        more["structured_outputs"] = write_structured_outputs(generation.grammar, exported.tokenizer)
+    return {
+        "model": model,
+        "prompt": ids,
+        "max_tokens": generation.max_new_tokens,
+        "temperature": generation.temperature if generation.warpers else 0,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+        "seed": generation.seed,
+        "stop": list(generation.stop),
+        # tokens are what counts here; where the text ends is found again in them
+        "include_stop_str_in_output": True,
+        "return_token_ids": True,
+        "logit_bias": {str(one): -100 for one in exported.never},
+        **PLAIN,
+        **more,
+    }
 
 
 def read_log_probabilities(choice: Mapping[str, Any]) -> dict[int, float]:

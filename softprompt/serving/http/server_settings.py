@@ -34,9 +34,12 @@ class ServerSettings(Settings):
     quantize: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
     compile: Literal["auto", "always", "never"] = Field("auto", description=COMPILE)
     engine_kind: Literal["own", "vllm"] = Field(
-        "own", description="what runs the model: this process, or a vLLM server with the baked checkpoint"
+        "own", description="what runs the model: this process, or a vLLM server"
     )
     engine_url: str | None = Field(None, description="address of the vLLM server; its API key is SOFTPROMPT_ENGINE_KEY")
+    engine_prompts: str | None = Field(
+        None, description="folder that the vLLM server's connector reads; without it --model is a baked checkpoint"
+    )
     engine_key: str | None = Field(None, repr=False, description="API key of the vLLM server, if it wants one")
     engine: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="how much the engine takes at once (docs/how-to/serve.md)"
@@ -141,6 +144,8 @@ class ServerSettings(Settings):
                 raise ConfigError(
                     "--engine-url is the address of a vLLM server: give --engine vllm too, or leave it out"
                 )
+            if self.engine_prompts is not None:
+                raise ConfigError("--engine-prompts is for a vLLM server: give --engine vllm too, or leave it out")
             return
         if self.engine_url is None:
             raise ConfigError("--engine vllm asks a vLLM server: give its address with --engine-url http://HOST:PORT")
