@@ -10,8 +10,8 @@ from softprompt.engines.exported_model import ExportedModel, Probe
 from softprompt.errors import DataError, PromptFileError, map_write_errors
 from softprompt.export.engine_client import request_fields
 from softprompt.export.export_readme import USAGE_FILE
-from softprompt.export.prefix_file import load_prefix, prefix_path, save_prefix
-from softprompt.export.vllm_prefixes import check_holdable, key_of, make_prefix, write_model
+from softprompt.export.prefix_file import prefix_path, read_facts
+from softprompt.export.vllm_prefixes import check_holdable, key_of, write_model, write_prefix
 from softprompt.models.deferred_base import BaseCheck
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -82,13 +82,13 @@ class PrefixFolder(ExportedModel):
                 base = self._borrow_base()
                 check_holdable(base, {prompt.digest[:12]: prompt})
                 with atomic_path(path) as place:
-                    save_prefix(make_prefix(base, prompt), place)
-        prefix = load_prefix(path)
+                    write_prefix(base, prompt, place)
+        facts, _ = read_facts(path)
         try:
-            probe = Probe.of(prefix.probe)
+            probe = Probe.of(facts.probe)
         except (KeyError, TypeError, ValueError) as error:
             raise PromptFileError(f"'{path}' is damaged: {error}") from error
-        self._ids[prompt.digest], self._placements[prompt.digest] = prefix.ids, prompt.state.placement
+        self._ids[prompt.digest], self._placements[prompt.digest] = facts.ids, prompt.state.placement
         return probe
 
     def _borrow_base(self) -> FrozenLM:

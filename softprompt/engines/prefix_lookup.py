@@ -11,11 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from softprompt.errors import BaseModelError, DataError, PromptFileError
-from softprompt.export.prefix_file import StoredPrefix, check_weights, load_prefix, prefix_path
+from softprompt.export.prefix_file import Layers, PrefixFacts, check_weights, load_layers, prefix_path, read_facts
 
-KEPT = 256  # prompts in memory, if nothing else is said
+KEPT = 256  # prompts whose keys and values are in memory, if nothing else is said
+MOST_FACTS = 4096  # prompts of which the rest is
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class CacheShape:
 
     def __str__(self) -> str:
         return f"{self.layers} layers with {self.heads} heads of {self.size}"
+
+
+_Value = TypeVar("_Value")
 
 
 class PrefixLookup:
@@ -47,37 +52,44 @@ class PrefixLookup:
         Args:
             shape: of the model that the server runs.
             checkpoint: its folder, if it is known.
-            kept: prompts in memory, at most.
+            kept: prompts whose keys and values are in memory, at most.
             note: told of prompts whose model could not be compared with the server's.
         """
         self.folder, self._shape, self._checkpoint = folder, shape, checkpoint
         self._kept, self._note = kept, note
-        self._known: OrderedDict[str, StoredPrefix] = OrderedDict()
+        self._facts: OrderedDict[str, PrefixFacts] = OrderedDict()
+        self._layers: OrderedDict[str, Layers] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, key: str) -> StoredPrefix:
-        """A prompt, from memory or from its file.
+    def find(self, key: str) -> PrefixFacts:
+        """A prompt that is there, looked at once.
 
         Raises:
             PromptFileError: there is none of this key, or its file is damaged.
             BaseModelError: it was learned on another model than the server's.
         """
-        path = prefix_path(self.folder, key)
-        with self._lock:
-            if (known := self._known.get(key)) is not None:
-                self._known.move_to_end(key)
-                return known
-        if not path.exists():
+        if not prefix_path(self.folder, key).exists():
             raise PromptFileError(f"there is no prompt '{key}' on this server")
-        prefix = load_prefix(path)
-        self._check_base(key, prefix)
-        with self._lock:
-            self._known[key] = prefix
-            while len(self._known) > self._kept:
-                self._known.popitem(last=False)
-        return prefix
+        return self._keep(self._facts, key, self._read, MOST_FACTS)
 
-    def check(self, key: str, ids: Sequence[int], salt: str | None) -> StoredPrefix:
+    def load(self, key: str) -> Layers:
+        """Keys and values of a prompt, from memory or from its file; raises as ``find``."""
+        return self._keep(self._layers, key, load_layers, self._kept)
+
+    def _keep(self, known: OrderedDict[str, _Value], key: str, read: Callable[[Path], _Value], most: int) -> _Value:
+        """What is known of a key, the least recently asked for going first."""
+        with self._lock:
+            if key in known:
+                known.move_to_end(key)
+                return known[key]
+        found = read(prefix_path(self.folder, key))
+        with self._lock:
+            known[key] = found
+            while len(known) > most:
+                known.popitem(last=False)
+        return found
+
+    def check(self, key: str, ids: Sequence[int], salt: str | None) -> PrefixFacts:
         """The prompt that a request names, if its token ids begin with those that hold the prompt's place.
 
         Args:
@@ -101,16 +113,17 @@ class PrefixLookup:
             raise DataError(f"expected a text behind the prompt '{key}', got nothing")
         return prefix
 
-    def _check_base(self, key: str, prefix: StoredPrefix) -> None:
-        heads, _, size = prefix.layers[0][0].shape
-        shape = CacheShape(len(prefix.layers), heads, size)
-        if shape != self._shape:
+    def _read(self, path: Path) -> PrefixFacts:
+        facts, sizes = read_facts(path)
+        shape = CacheShape(len(sizes), *sizes[0])
+        if shape != self._shape or len(set(sizes)) > 1:
             raise BaseModelError(
-                f"the prompt '{key}' was learned on '{prefix.base}' ({shape}), and this server's model has "
+                f"the prompt '{path.stem}' was learned on '{facts.base}' ({shape}), and this server's model has "
                 f"{self._shape}: start it on the model that the prompt was learned on"
             )
-        if self._checkpoint is None or not check_weights(prefix, self._checkpoint):
+        if self._checkpoint is None or not check_weights(facts, self._checkpoint):
             self._note(
-                f"the prompt '{key}' was learned on '{prefix.base}', and no weights of this server's model can be "
+                f"the prompt '{path.stem}' was learned on '{facts.base}', and no weights of this server's model can be "
                 "compared with it"
             )
+        return facts

@@ -65,6 +65,7 @@ class SoftpromptConnector(KVConnectorBase_V1, SupportsHMA):
         _check_server(vllm_config)
         self._lookup = make_lookup(vllm_config, log.warning)
         self._pending = PromptLoads()
+        self._refusing: set[str] = set()
         self._failed: set[str] = set()
         self._sizes = [group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups]
         self._groups = {
@@ -92,13 +93,15 @@ class SoftpromptConnector(KVConnectorBase_V1, SupportsHMA):
             log.error("softprompt: request %s refused: %s", request.request_id, error)
             # what is loaded between two passes may fail, and takes its request along
             request.skip_reading_prefix_cache = False
-            self._pending.refused.add(request.request_id)
+            self._refusing.add(request.request_id)
             return 1, True
         return max(0, length - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Note where a prompt is to be written."""
-        if num_external_tokens and request.request_id not in self._pending.refused:
+        """Note where a prompt is to be written, or that a request is to fail."""
+        if request.request_id in self._refusing:
+            self._pending.refused.add(request.request_id)
+        elif num_external_tokens:
             key = name_of_prompt(request.sampling_params)
             stop = len(self._lookup.find(key).ids)
             self._pending.loads.append(
@@ -112,6 +115,7 @@ class SoftpromptConnector(KVConnectorBase_V1, SupportsHMA):
 
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """Its blocks are free."""
+        self._refusing.discard(request.request_id)
         return False, None
 
     # worker: write keys and values
@@ -132,13 +136,16 @@ class SoftpromptConnector(KVConnectorBase_V1, SupportsHMA):
                 continue
             group, index = self._groups[name], extract_layer_index(name)
             for load in told.loads:
+                layers = self._lookup.load(load.key)
+                if index >= len(layers):  # of a model that drafts: what it proposes is looked at
+                    continue
                 places, slots = find_slots(load.blocks[group], self._sizes[group], load.start, load.stop)
                 if not slots:
                     continue
                 cache = layer.kv_cache
                 keys, values = (
                     take_heads(one, rank, ranks)[:, places].transpose(0, 1).to(cache.device, self._dtype).contiguous()
-                    for one in self._lookup.find(load.key).layers[index]
+                    for one in layers[index]
                 )
                 layer.impl.do_kv_cache_update(layer, keys, values, cache, torch.tensor(slots, device=cache.device))
 

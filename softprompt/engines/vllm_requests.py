@@ -1,9 +1,10 @@
 """Requests of a vLLM server that name a prompt: looked at before the engine has them, so that a wrong one is refused.
 
-``install`` wraps what makes a request of vLLM's own of a user's. vLLM calls it in each of its processes as a general
-plugin, and imports it with the connector. A server without the connector is left as it is.
+``install`` wraps what makes a request of vLLM's own of a user's. It is called where the connector is imported, and in
+each process of vLLM as a general plugin (``register``). Requests that name no prompt are left as they are.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -80,6 +81,12 @@ def check_request(request: Any, server: Any, note: Any) -> None:
         _lookups[server].check(key, request.prompt_token_ids, request.cache_salt)
     except SoftpromptError as error:
         raise ValueError(str(error)) from error
+
+
+def register() -> None:
+    """``install``, as vLLM calls plugins: one that has no such place is none that the connector runs in."""
+    with suppress(ImportError, AttributeError):
+        install()
 
 
 def install() -> None:

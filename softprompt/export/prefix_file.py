@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +27,30 @@ SUFFIX = ".safetensors"
 SCHEMA_VERSION = 1
 
 _FACTS = "softprompt"  # the metadata
+_NAMES = ("keys", "values")
 _SAMPLED = 256  # weights of a model that are looked at, at most
 _VALUES = 8  # of each of them
 _TOLERANCE = 1e-2  # of a value, which another precision rounds
 
 
 @dataclass(frozen=True)
-class StoredPrefix:
+class PrefixFacts:
     """A prompt as a request meets it.
 
     Attributes:
         ids: token ids ``P'`` that stand in its place.
-        layers: keys and values of each layer, ``[K, P', D]`` both.
-        base: name of the model that they were computed with.
+        base: name of the model that it was computed with.
         weights: a sample of its weights (``sample_weights``).
         probe: token ids of a request, and what the model says behind them (``note_probe``).
     """
 
     ids: tuple[int, ...]
-    layers: tuple[tuple[Tensor, Tensor], ...]
     base: str
     weights: Mapping[str, Sequence[tuple[int, float]]]
     probe: Mapping[str, Sequence[float]]
+
+
+Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values of each, ``[K, P', D]`` both
 
 
 def prefix_path(folder: Path, key: str) -> Path:
@@ -57,44 +60,63 @@ def prefix_path(folder: Path, key: str) -> Path:
     return folder / f"{key}{SUFFIX}"
 
 
-def save_prefix(prefix: StoredPrefix, path: Path) -> None:
+def save_prefix(facts: PrefixFacts, layers: Layers, path: Path) -> None:
     """Write the file; raises OSError."""
     from safetensors.torch import save_file
 
     tensors = {
         f"{name}.{index}": tensor.contiguous().cpu()
-        for index, pair in enumerate(prefix.layers)
-        for name, tensor in zip(("keys", "values"), pair, strict=True)
+        for index, pair in enumerate(layers)
+        for name, tensor in zip(_NAMES, pair, strict=True)
     }
-    facts = {
+    told = {
         "schema_version": SCHEMA_VERSION,
-        "ids": list(prefix.ids),
-        "base": prefix.base,
-        "probe": prefix.probe,
-        "weights": {name: [list(one) for one in values] for name, values in prefix.weights.items()},
+        "ids": list(facts.ids),
+        "base": facts.base,
+        "probe": facts.probe,
+        "weights": {name: [list(one) for one in values] for name, values in facts.weights.items()},
     }
-    save_file(tensors, path, {_FACTS: json.dumps(facts)})
+    save_file(tensors, path, {_FACTS: json.dumps(told)})
 
 
-def load_prefix(path: Path) -> StoredPrefix:
-    """Read the file; raises PromptFileError if it is missing or damaged."""
+def read_facts(path: Path) -> tuple[PrefixFacts, list[tuple[int, int]]]:
+    """What a file says of its prompt, and heads ``K`` and size ``D`` of each layer, without the numbers.
+
+    Raises:
+        PromptFileError: it is missing or damaged.
+    """
+    with _open(path) as file:
+        told = json.loads((file.metadata() or {})[_FACTS])
+        if told["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"version {told['schema_version']} of such files")
+        ids = tuple(int(one) for one in told["ids"])
+        weights = {name: [(int(at), float(value)) for at, value in one] for name, one in told["weights"].items()}
+        count = len(file.keys()) // 2
+        shapes = [file.get_slice(f"{name}.{index}").get_shape() for index in range(count) for name in _NAMES]
+        if not shapes or any(len(one) != 3 or one[1] != len(ids) for one in shapes) or shapes[::2] != shapes[1::2]:
+            raise ValueError("tensors of another shape than the ids")
+        facts = PrefixFacts(ids, str(told["base"]), weights, dict(told["probe"]))
+        return facts, [(heads, size) for heads, _, size in shapes[::2]]
+
+
+def load_layers(path: Path) -> Layers:
+    """Keys and values of each layer; raises PromptFileError if the file is missing or damaged."""
+    with _open(path) as file:
+        count = len(file.keys()) // 2
+        return [(file.get_tensor(f"keys.{index}"), file.get_tensor(f"values.{index}")) for index in range(count)]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A file of a prompt, open; what is wrong with it is a PromptFileError."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})[_FACTS])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        if facts["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"version {facts['schema_version']} of such files")
-        layers = tuple((tensors[f"keys.{index}"], tensors[f"values.{index}"]) for index in range(len(tensors) // 2))
-        ids = tuple(int(one) for one in facts["ids"])
-        if not layers or any(len(ids) != one.shape[1] or one.ndim != 3 for pair in layers for one in pair):
-            raise ValueError("tensors of another shape than the ids")
-        weights = {name: [(int(at), float(value)) for at, value in one] for name, one in facts["weights"].items()}
-        return StoredPrefix(ids, layers, str(facts["base"]), weights, dict(facts["probe"]))
+            yield file
     except FileNotFoundError as error:
         raise PromptFileError(f"there is no prompt in '{path}'") from error
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise PromptFileError(f"'{path}' is damaged: {error}") from error
 
 
@@ -105,7 +127,7 @@ def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, list[tupl
     return {name: [(at, float(one.reshape(-1)[at])) for at in _places(one.numel())] for name, one in chosen}
 
 
-def check_weights(prefix: StoredPrefix, checkpoint: Path) -> bool:
+def check_weights(prefix: PrefixFacts, checkpoint: Path) -> bool:
     """Compare the sample with a checkpoint's safetensors files, by the names that both have.
 
     Returns:

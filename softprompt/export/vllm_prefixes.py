@@ -26,7 +26,7 @@ from softprompt.export.export_readme import (
 )
 from softprompt.export.prefix_file import (
     KEY_DIGITS,
-    StoredPrefix,
+    PrefixFacts,
     prefix_path,
     sample_weights,
     save_prefix,
@@ -67,12 +67,12 @@ def write_prefixes(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) 
     with atomic_path(folder) as place:
         place.mkdir()
         for name, prompt in prompts.items():
-            prefix, key = make_prefix(base, prompt), key_of(prompt.digest)
-            save_prefix(prefix, prefix_path(place, key))
+            key = key_of(prompt.digest)
+            facts = write_prefix(base, prompt, prefix_path(place, key))
             held = len(list_front(base.bos_ids, prompt.state.placement, ())) - len(prompt.state.placement.behind)
             tasks[name] = {
                 **describe_task(prompt),
-                "ids": list(prefix.ids[held:]),
+                "ids": list(facts.ids[held:]),
                 "key": key,
                 "digest": prompt.digest,
             }
@@ -105,18 +105,15 @@ def check_holdable(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
 
 
 @torch.no_grad()
-def make_prefix(base: FrozenLM, prompt: Prompt) -> StoredPrefix:
-    """Keys and values of BOS, what stands before the virtual tokens, and these, as ``base`` computes them."""
+def write_prefix(base: FrozenLM, prompt: Prompt, path: Path) -> PrefixFacts:
+    """Write keys and values of BOS, what stands before the virtual tokens, and these, as ``base`` computes them."""
     place = replace(prompt.state.placement, behind=())
     ids = list_front(base.bos_ids, place, [choose_holder(base)] * prompt.state.length)
     prefix = make_cached_prefix(base, replace(prompt.state, placement=place))
-    return StoredPrefix(
-        ids,
-        tuple(compute_whole_prefix(base, prompt.state)),
-        base.name,
-        sample_weights(base.model.named_parameters()),
-        _probe(base, prefix, ids),
-    )
+    weights = sample_weights(base.model.named_parameters())
+    facts = PrefixFacts(ids, base.name, weights, _probe(base, prefix, ids))
+    save_prefix(facts, compute_whole_prefix(base, prompt.state), path)
+    return facts
 
 
 def _probe(base: FrozenLM, prefix: CachedPrefix | ConcatenatedPrefix, front: Sequence[int]) -> dict[str, Any]:

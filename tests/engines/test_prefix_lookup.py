@@ -13,7 +13,7 @@ from softprompt.engines import vllm_requests
 from softprompt.engines.cache_slots import find_slots, take_heads
 from softprompt.engines.prefix_lookup import CacheShape, PrefixLookup
 from softprompt.errors import BaseModelError, DataError, PromptFileError
-from softprompt.export.prefix_file import StoredPrefix, sample_weights, save_prefix
+from softprompt.export.prefix_file import PrefixFacts, sample_weights, save_prefix
 
 KEY, OTHER = "0" * 31 + "a", "0" * 31 + "b"
 IDS = (1, 5, 5, 5)
@@ -24,7 +24,7 @@ def write(folder: Path, key: str = KEY, shape: CacheShape = SHAPE, ids: Sequence
     made = torch.randn(shape.layers, 2, shape.heads, len(ids), shape.size)
     layers = tuple((keys.clone(), values.clone()) for keys, values in made)
     weights = sample_weights(tiny_base("llama").model.named_parameters())
-    save_prefix(StoredPrefix(tuple(ids), layers, "tiny", weights, {}), folder / f"{key}.safetensors")
+    save_prefix(PrefixFacts(tuple(ids), "tiny", weights, {}), layers, folder / f"{key}.safetensors")
 
 
 class TestLookup:
@@ -34,15 +34,21 @@ class TestLookup:
             lookup.find(KEY)
         write(tmp_path)
         assert lookup.check(KEY, [*IDS, 7], KEY).ids == IDS
+        layers = lookup.load(KEY)
+        (tmp_path / f"{KEY}.safetensors").unlink()
+        with pytest.raises(PromptFileError, match="there is no prompt"):
+            lookup.check(KEY, [*IDS, 7], KEY)
+        # for a request that was let in before
+        assert lookup.load(KEY) is layers
 
     def test_keeps_no_more_than_it_may(self, tmp_path: Path) -> None:
         write(tmp_path)
         write(tmp_path, OTHER)
         lookup = PrefixLookup(tmp_path, SHAPE, kept=1)
-        first = lookup.find(KEY)
-        assert lookup.find(KEY) is first
-        lookup.find(OTHER)
-        assert lookup.find(KEY) is not first
+        first = lookup.load(KEY)
+        assert lookup.load(KEY) is first
+        lookup.load(OTHER)
+        assert lookup.load(KEY) is not first
 
     @pytest.mark.parametrize("key", ["../../etc/passwd", "", "A" * 32, "0" * 33, 7, None, ["0" * 32]])
     def test_a_key_is_no_path(self, tmp_path: Path, key: Any) -> None:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from softprompt.engines.prefix_folder import PrefixFolder, fill_folder
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export.engine_client import Tasks
-from softprompt.export.prefix_file import check_weights, load_prefix
+from softprompt.export.prefix_file import check_weights, read_facts
 from softprompt.export.prompt_exchange import export_prompt
 from softprompt.export.vllm_prefixes import key_of
 from softprompt.models.frozen_lm import FrozenLM
@@ -107,7 +107,7 @@ class TestRequests:
         body = tasks.request("one", "a good film", model="m")
         key = prompt.digest[:32]
         assert (body["kv_transfer_params"], body["cache_salt"]) == ({"softprompt": key}, key)
-        held = load_prefix(folder / f"{key}.safetensors").ids
+        held = read_facts(folder / f"{key}.safetensors")[0].ids
         text = text_ids(base, "a good film; label:")
         assert body["prompt"] == [*held, *text]
         assert len(held) == len(base.bos_ids) + prompt.length
@@ -203,7 +203,7 @@ class TestFolderOfAServer:
         again, loaded = self.open(tmp_path / "new" / "prompts")
         assert again.check(prompt) == probe
         assert loaded == []
-        assert again.front(prompt.digest) == load_prefix(again.folder / f"{key_of(prompt.digest)}.safetensors").ids
+        assert again.front(prompt.digest) == read_facts(again.folder / f"{key_of(prompt.digest)}.safetensors")[0].ids
         assert again.request_fields(prompt.digest)["cache_salt"] == key_of(prompt.digest)
 
     def test_probe_is_what_the_model_says_behind_the_prompt(self, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ class TestFolderOfAServer:
 def test_weights_tell_a_model_from_another(tmp_path: Path) -> None:
     base, prompt = tiny_base("llama"), learned("llama")
     export_prompt(base, {"tone": prompt}, tmp_path / "out", format="vllm-kv")
-    prefix = load_prefix(tmp_path / "out" / f"{key_of(prompt.digest)}.safetensors")
+    prefix, _ = read_facts(tmp_path / "out" / f"{key_of(prompt.digest)}.safetensors")
     base.model.save_pretrained(tmp_path / "same")
     assert check_weights(prefix, tmp_path / "same")
     half = type(base.model).from_pretrained(tmp_path / "same", dtype=torch.bfloat16)
