@@ -95,7 +95,8 @@ def check_kinds(prompts: Mapping[str, Prompt]) -> None:
         if prompt.state.kind != "embeddings":
             raise PromptFileError(
                 f"'{name}' is keys and values of every layer, and this format holds what stands at the model's input "
-                "only, as words do: use --format peft, serve it with softprompt, or learn it with prompt-tuning"
+                "only, as words do: use --format vllm-kv or peft, serve it with softprompt, or learn it with "
+                "prompt-tuning"
             )
 
 
