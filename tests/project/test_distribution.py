@@ -70,7 +70,9 @@ def test_what_it_says(metadata: Message, wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {"demo", "serve", "data", "peft"} <= set(metadata.get_all("Provides-Extra", ()))
     told = wheel.read(f"softprompt-{VERSION}.dist-info/entry_points.txt").decode()
-    assert told.split() == ["[console_scripts]", "softprompt", "=", "softprompt.cli.main:main"]
+    command = ["[console_scripts]", "softprompt", "=", "softprompt.cli.main:main"]
+    plugin = ["[vllm.general_plugins]", "softprompt", "=", "softprompt.engines.vllm_requests:register"]
+    assert told.split() == [*command, *plugin]
 
 
 def test_the_page_on_installing_has_every_extra() -> None:
