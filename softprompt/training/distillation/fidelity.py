@@ -146,7 +146,8 @@ def measure_fidelity(
         )
     student = RecordedAnswers(spec, sorted(predictor.iterate_predictions(examples), key=lambda one: one.index))
     same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
-    agreement, divergence = mean_score("agreement", same), mean_score("kl", divergences.tolist())
+    # none is below zero but by rounding
+    agreement, divergence = mean_score("agreement", same), mean_score("kl", divergences.clamp(min=0).tolist())
     further = [divergence]
     if spec.kind == "generation":
         further.append(mean_score("token_agreement", alike.tolist()))
