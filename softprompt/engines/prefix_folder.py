@@ -28,11 +28,11 @@ class PrefixFolder(ExportedModel):
 
     advice = "start vLLM on that model, with the connector and this folder (docs/how-to/serve-in-vllm.md)"
 
-    def __init__(self, folder: Path, load: Callable[[], FrozenLM] | None = None) -> None:
+    def __init__(self, folder: Path, load: Callable[[], FrozenLM]) -> None:
         """Read the folder, which ``fill_folder`` or ``write_prefixes`` has written.
 
         Args:
-            load: gives the base model; without it prompts that are not there are refused.
+            load: gives the base model.
 
         Raises:
             PromptFileError: it is no such folder.
@@ -75,10 +75,6 @@ class PrefixFolder(ExportedModel):
         path = prefix_path(self.folder, key_of(prompt.digest))
         with self._lock:
             if not path.exists():
-                if self._load is None:
-                    raise PromptFileError(
-                        f"its keys and values are not in '{self.folder}': export it there (--format vllm-kv)"
-                    )
                 base = self._borrow_base()
                 check_holdable(base, {prompt.digest[:12]: prompt})
                 with atomic_path(path) as place:
@@ -96,7 +92,6 @@ class PrefixFolder(ExportedModel):
         if self._release is not None:
             self._release.cancel()
         if self._base is None:
-            assert self._load is not None
             self._base = self._load()
             if dict(self._base.fingerprint) != dict(self.fingerprint):
                 raise PromptFileError(

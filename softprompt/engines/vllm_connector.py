@@ -131,16 +131,18 @@ class SoftpromptConnector(KVConnectorBase_V1, SupportsHMA):
         from vllm.model_executor.models.utils import extract_layer_index
 
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        for name, layer in forward_context.no_compile_layers.items():
-            if name not in self._groups or getattr(layer, "kv_sharing_target_layer_name", None) is not None:
-                continue
-            group, index = self._groups[name], extract_layer_index(name)
-            for load in told.loads:
-                layers = self._lookup.load(load.key)
-                if index >= len(layers):  # of a model that drafts: what it proposes is looked at
+        for load in told.loads:
+            layers = self._lookup.load(load.key)
+            # layers of a group share their blocks
+            slots_of_group = [
+                find_slots(blocks, size, load.start, load.stop)
+                for blocks, size in zip(load.blocks, self._sizes, strict=True)
+            ]
+            for name, layer in forward_context.no_compile_layers.items():
+                if name not in self._groups or getattr(layer, "kv_sharing_target_layer_name", None) is not None:
                     continue
-                places, slots = find_slots(load.blocks[group], self._sizes[group], load.start, load.stop)
-                if not slots:
+                (places, slots), index = slots_of_group[self._groups[name]], extract_layer_index(name)
+                if not slots or index >= len(layers):  # of a model that drafts: what it proposes is looked at
                     continue
                 cache = layer.kv_cache
                 keys, values = (

@@ -87,16 +87,22 @@ def check_kinds(prompts: Mapping[str, Prompt]) -> None:
                 f"'{name}' cannot be part of a token: expected letters, digits, '.', '_' and '-'; name the prompt as "
                 "in sentiment=FOLDER"
             )
+        check_single({name: prompt})
+        if prompt.state.kind != "embeddings":
+            raise PromptFileError(
+                f"'{name}' is keys and values of every layer, and this format holds what stands at the model's input "
+                "only, as words do: use --format peft or vllm-kv, serve it with softprompt, or learn it with "
+                "prompt-tuning"
+            )
+
+
+def check_single(prompts: Mapping[str, Prompt]) -> None:
+    """Raise PromptFileError for an ensemble."""
+    for name, prompt in prompts.items():
         if len(prompt.states) > 1:
             raise PromptFileError(
                 f"'{name}' is an ensemble of {len(prompt.states)} prompts that answer by vote, and a model reads one: "
                 "export one of its members"
-            )
-        if prompt.state.kind != "embeddings":
-            raise PromptFileError(
-                f"'{name}' is keys and values of every layer, and this format holds what stands at the model's input "
-                "only, as words do: use --format vllm-kv or peft, serve it with softprompt, or learn it with "
-                "prompt-tuning"
             )
 
 

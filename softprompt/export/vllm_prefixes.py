@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from softprompt.data.encoding.verbalizer import encode_plain
-from softprompt.errors import BaseModelError, PromptFileError
+from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import (
     USAGE_FILE,
@@ -31,7 +31,7 @@ from softprompt.export.prefix_file import (
     sample_weights,
     save_prefix,
 )
-from softprompt.export.virtual_tokens import check_labels
+from softprompt.export.virtual_tokens import check_labels, check_single
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.quantization import silence_logging
 from softprompt.prompts.cached_prefix import CachedPrefix
@@ -69,10 +69,9 @@ def write_prefixes(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) 
         for name, prompt in prompts.items():
             key = key_of(prompt.digest)
             facts = write_prefix(base, prompt, prefix_path(place, key))
-            held = len(list_front(base.bos_ids, prompt.state.placement, ())) - len(prompt.state.placement.behind)
             tasks[name] = {
                 **describe_task(prompt),
-                "ids": list(facts.ids[held:]),
+                "ids": list(facts.ids[-prompt.state.length :]),
                 "key": key,
                 "digest": prompt.digest,
             }
@@ -91,16 +90,12 @@ def check_holdable(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
 
     That they are of ``base`` is looked at too.
     """
+    check_single(prompts)
     check_labels(prompts)
     if base.architecture != "decoder-only":
         raise BaseModelError(f"'{base.name}' is an encoder-decoder model, for which vLLM takes no keys and values")
     check_keys_and_values(base)
-    for name, prompt in prompts.items():
-        if len(prompt.states) > 1:
-            raise PromptFileError(
-                f"'{name}' is an ensemble of {len(prompt.states)} prompts that answer by vote, and a request of vLLM "
-                "has one in front: export one of its members"
-            )
+    for prompt in prompts.values():
         prompt.check_base(base)
 
 

@@ -37,18 +37,8 @@ FORM = click.Choice(list(FORMATS))
 IMPORTED_FORM = click.Choice([name for name, one in FORMATS.items() if one.imported])
 SEVERAL = [name for name, one in FORMATS.items() if one.several]
 # settings of the server that are options too
-SERVER_OPTIONS = [
-    "model",
-    "store",
-    "prompts",
-    "engine_kind",
-    "engine_url",
-    "engine_prompts",
-    "host",
-    "port",
-    "keys",
-    "no_auth",
-]
+SERVER_OPTIONS = ["model", "store", "prompts", "engine_kind", "engine_url", "engine_prompts"]
+SERVER_OPTIONS += ["host", "port", "keys", "no_auth"]
 SERVER_OPTIONS += ["requests_per_minute", "tokens_per_minute"]
 SERVER_OPTIONS += ["base_name", "refresh", "timeout", "drain_delay", "shutdown_timeout", "log_text"]
 SERVER_OPTIONS += ["sample_file", "sample_rate", "sample_text", "sample_keep", "compile"]
