@@ -25,35 +25,37 @@ def main(job_file: str, result_file: str) -> None:
         dtype=job["dtype"],
         enforce_eager=True,
         max_model_len=job["context"],
-        enable_prompt_embeds="embeddings" in job,
+        enable_prompt_embeds="chat_template" in job,
         **more,
     )
-    if "embeddings" in job:
-        from safetensors.torch import load_file
 
-        tensors = load_file(job["embeddings"])
-        prompts: list[Any] = [{"prompt_embeds": tensors[str(at)]} for at in range(len(job["requests"]))]
-    else:
-        prompts = [{"prompt_token_ids": request["ids"]} for request in job["requests"]]
+    def ask(params: Any) -> list[Any]:
+        if "chat_template" in job:
+            chats = [request["messages"] for request in job["requests"]]
+            return list(model.chat(chats, params, chat_template=job["chat_template"]))
+        return list(model.generate([{"prompt_token_ids": request["ids"]} for request in job["requests"]], params))
+
     bias = dict.fromkeys(job["never"], -100.0) or None
     named = [
         {"kv_transfer_params": {"softprompt": request["key"]}} if request.get("key") else None
         for request in job["requests"]
     ]
+    ends = {"ignore_eos": job.get("ignore_eos", False)}
     greedy = [
-        vllm.SamplingParams(temperature=0, max_tokens=job["tokens"], logit_bias=bias, extra_args=name) for name in named
+        vllm.SamplingParams(temperature=0, max_tokens=job["tokens"], logit_bias=bias, extra_args=name, **ends)
+        for name in named
     ]
     labels = [
-        vllm.SamplingParams(temperature=0, max_tokens=1, allowed_token_ids=request["allowed"], extra_args=name)
+        vllm.SamplingParams(temperature=0, max_tokens=1, allowed_token_ids=request.get("allowed"), extra_args=name)
         for request, name in zip(job["requests"], named, strict=True)
     ]
     result = {
-        "completions": [list(one.outputs[0].token_ids) for one in model.generate(prompts, greedy)],
-        "labels": [one.outputs[0].token_ids[0] for one in model.generate(prompts, labels)],
+        "completions": [list(one.outputs[0].token_ids) for one in ask(greedy)],
+        "labels": [one.outputs[0].token_ids[0] for one in ask(labels)],
         "versions": {"vllm": vllm.__version__, "torch": torch.__version__},
     }
     if job["never"]:
-        free = model.generate(prompts, vllm.SamplingParams(temperature=0, max_tokens=job["tokens"]))
+        free = ask(vllm.SamplingParams(temperature=0, max_tokens=job["tokens"]))
         result["unforbidden"] = [list(one.outputs[0].token_ids) for one in free]
     Path(result_file).write_text(json.dumps(result))
 

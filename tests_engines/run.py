@@ -1,6 +1,6 @@
 """Real engines on real exports: label choices and greedy completions, compared with softprompt's own.
 
-``python tests_engines/run.py [--engines vllm,vllm-tied,vllm-embeds,llama] [--prompts A B --data DATA DATA]``
+``python tests_engines/run.py [--engines vllm,vllm-kv,llama,...] [--prompts A B --data DATA DATA]``
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from chats import FAMILIES, make_chat_job
 from served import connector, serve_in_front
 
 import softprompt as sp
@@ -30,7 +30,7 @@ from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
-from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
+from softprompt.export.vllm_embeddings import TEMPLATE_FILE, EmbeddedTasks, write_embeds
 from softprompt.export.vllm_prefixes import write_prefixes
 from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.generation import complete
@@ -46,7 +46,14 @@ STEPS = 60  # for prompts that are learned here: enough that answers differ from
 
 # a choice may turn where two labels are as likely as rounding makes them
 LEAST_AGREEMENT = {
-    **{"vllm": 0.99, "vllm-tied": 0.99, "vllm-kv": 0.99, "vllm-kv-served": 0.99, "vllm-embeds": 0.99},
+    **{
+        "vllm": 0.99,
+        "vllm-tied": 0.99,
+        "vllm-kv": 0.99,
+        "vllm-kv-served": 0.99,
+        "vllm-embeds": 0.99,
+        "vllm-chats": 0.99,
+    },
     "llama": 0.95,
 }
 BARE = ""  # in the place of a prompt's name: the model alone
@@ -229,16 +236,28 @@ def _in_vllm_kv_served(
 
 
 def _in_vllm_embeds(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path) -> tuple[str, float]:
-    """The model itself, by embeddings."""
+    """The model itself, by parts of messages."""
     write_embeds(base, prompts, folder)
     tasks = EmbeddedTasks.load(folder)
-    given = {str(at): tasks.embeddings(task, text) for at, (task, text) in enumerate(asked.requests)}
-    save_file(given, folder / "requests.safetensors")
     job = _job(Path(base.model.config.name_or_path), tasks, asked)
-    job["embeddings"] = str(folder / "requests.safetensors")
-    return _compared(
-        "vLLM, prompt embeddings", base, tasks, asked, _run(vllm_python(), "in_vllm.py", job), "none added"
-    )
+    for request, (task, text) in zip(job["requests"], asked.requests, strict=True):
+        request["messages"] = tasks.request(task, text, model="")["messages"]
+    job["chat_template"] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    result = _run(vllm_python(), "in_vllm.py", job)
+    return _compared("vLLM, embeddings as parts of messages", base, tasks, asked, result, "none added")
+
+
+def _in_vllm_chats(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path) -> tuple[str, float]:
+    """Conversations, of other models and prompts."""
+    same, count = 0, 0
+    for family in FAMILIES:
+        job = make_chat_job(family, folder / family)
+        result = _run(vllm_python(), "in_vllm.py", job)
+        expected = [one["expected"] for one in job["requests"]]
+        same += sum(one == said for one, said in zip(expected, result["completions"], strict=True))
+        count += len(expected)
+    note = f"{same} of {count} answers to conversations, of {', '.join(FAMILIES)}"
+    return f"| vLLM, embeddings in conversations of tiny chat models | | {note} | | | none added |", same / count
 
 
 def _in_llama(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path) -> tuple[str, float]:
@@ -265,6 +284,7 @@ _ENGINES = {
     "vllm-kv": _in_vllm_kv,
     "vllm-kv-served": _in_vllm_kv_served,
     "vllm-embeds": _in_vllm_embeds,
+    "vllm-chats": _in_vllm_chats,
     "llama": _in_llama,
 }
 

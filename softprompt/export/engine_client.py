@@ -49,6 +49,8 @@ class Tasks:
         never: token ids that must never be generated.
     """
 
+    _ENDPOINT = "completions"
+
     def __init__(self, tokenizer: Any, usage: Mapping[str, Any]) -> None:
         """Take what ``softprompt.json`` says.
 
@@ -141,7 +143,10 @@ class Tasks:
         return state.placement, list(encoder.encode_texts([example])[0])
 
     def request(self, task: str, text: Asked, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
-        """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
+        """The body of a request to vLLM: greedy, and held to the labels if the task has some.
+
+        Of ``/v1/completions``, or of ``/v1/chat/completions`` for ``EmbeddedTasks``.
+        """
         return {
             "model": model,
             **self._make_input(task, text, columns),
@@ -171,20 +176,27 @@ class Tasks:
         Raises:
             ConfigError: nothing answers there, or it refuses.
         """
-        body = json.dumps(self.request(task, text, model=model, **options)).encode()
+        body = self.request(task, text, model=model, **options)
         request = urllib.request.Request(
-            f"{url.rstrip('/')}/completions", body, {"Content-Type": "application/json"}, method="POST"
+            f"{url.rstrip('/')}/{self._ENDPOINT}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+            method="POST",
         )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                completion = json.load(response)["choices"][0]["text"]
+                completion = self._read_completion(body, json.load(response))
         except urllib.error.HTTPError as error:
             with error:
                 reason = error.read(2000).decode(errors="replace")
             raise ConfigError(f"the engine at {url} refuses: {reason}") from error
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ConfigError(f"no answer from {url}: {error}; expected an OpenAI-compatible server there") from error
         return self.answer(task, completion)
+
+    def _read_completion(self, asked: Mapping[str, Any], answered: Any) -> str:
+        """What an answer of the engine says."""
+        return str(answered["choices"][0]["text"])
 
     def _make_input(self, task: str, text: Asked, columns: Mapping[str, Any]) -> dict[str, Any]:
         key = self._keys.get(task)

@@ -106,7 +106,9 @@ FORMATS: dict[str, ExportFormat] = {
         labels=True,
     ),
     "vllm-embeds": ExportFormat(
-        "input embeddings, for vLLM with --enable-prompt-embeds on the model itself", "vllm_embeddings", several=True
+        "parts of messages, for a stock vLLM with --enable-prompt-embeds on the model itself",
+        "vllm_embeddings",
+        several=True,
     ),
     "vllm-kv": ExportFormat(
         "keys and values, for a stock vLLM with softprompt's connector on the model itself",

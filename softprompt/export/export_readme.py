@@ -36,7 +36,9 @@ _OF_TEXTS = (
 )
 _OF_CHATS = (
     "One that was learned from conversations takes `messages` in `/v1/chat/completions` as any chat model does: the "
-    "chat template it was learned with writes them, with the virtual tokens and what was kept beside them in place. "
+    "chat template it was learned with writes them, with the virtual tokens and what was kept beside them in place."
+)
+_OF_MARKS = (
     "There, as with any chat template, a message can spell the model's other special tokens; in token ids it cannot."
 )
 
@@ -165,7 +167,9 @@ than the prompt was learned with, so answers through the chat template are other
 
 """
     forbidden = "\n".join(f"- {line}" for line in limits)
-    answered = " ".join(dict.fromkeys(_OF_TEXTS if one.spec.chat is None else _OF_CHATS for one in prompts.values()))
+    answered = _describe_messages(prompts)
+    if _OF_CHATS in answered:
+        answered += f" {_OF_MARKS}"
     return f"""\
 # {name}
 
@@ -232,25 +236,38 @@ def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> s
     tokenizer = ""
     if base.name != EMBEDDED_NAME and expand_user(base.name).is_file():
         tokenizer = f" --tokenizer {name}"
+    first = next(iter(prompts))
     return f"""\
 # {name}
 
-Learned prompts of softprompt for `{base.name}` as input embeddings, and the model's token embeddings to put texts \
-behind them. Start the server on the model itself, and only where you trust who can reach it, as vLLM's documentation \
-advises:
+Learned prompts of softprompt for `{base.name}` as parts of messages. Start vLLM on the model itself, with the chat \
+template of this folder, and only where you trust who can reach it, as vLLM's documentation advises:
 
 ```console
-$ vllm serve {_find_source(base)} --served-model-name base{tokenizer} --enable-prompt-embeds
+$ vllm serve {_find_source(base)} --served-model-name base{tokenizer} --enable-prompt-embeds \\
+    --chat-template {name}/chat_template.jinja
 ```
+
+A prompt's message in front of the others chooses the task; requests without one are answered as by the model alone:
 
 ```python
+from openai import OpenAI
 from softprompt.export.vllm_embeddings import EmbeddedTasks
 
-tasks, url = EmbeddedTasks.load({name!r}), 'http://localhost:8000/v1'
-answer = tasks.ask(url, {next(iter(prompts))!r}, "the user's text", model='base')
+tasks, client = EmbeddedTasks.load({name!r}), OpenAI(base_url='http://localhost:8000/v1', api_key='none')
+said = [{{'role': 'user', 'content': "the user's text"}}]
+answer = client.chat.completions.create(model='base', messages=[tasks.message({first!r}), *said])
 ```
 
+`tasks.ask(url, {first!r}, text, model='base')` holds the answer to the task's labels too, and refuses what vLLM would \
+read as other tokens than softprompt does: texts that spell a special token of the model, or are longer than was \
+learned. {_describe_messages(prompts)}
+
 {_describe_tasks(prompts)}"""
+
+
+def _describe_messages(prompts: Mapping[str, Prompt]) -> str:
+    return " ".join(dict.fromkeys(_OF_TEXTS if one.spec.chat is None else _OF_CHATS for one in prompts.values()))
 
 
 def _describe_tasks(prompts: Mapping[str, Prompt]) -> str:

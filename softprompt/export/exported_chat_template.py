@@ -7,23 +7,57 @@ that it was learned with writes them, with the virtual tokens in their place and
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.data.chats.chat_template import find_chat_template
+from softprompt.data.chats.conversation import Conversation, Message
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import TemplateError
-from softprompt.export.export_readme import MARKER
+from softprompt.export.export_readme import MARKER, list_front
 from softprompt.export.virtual_tokens import name_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 _KEY = re.compile("@([A-Z]+)@")
+
+# the first one's log-probabilities are noted; with all of them the tokens are compared
+PROBES = (
+    "a text of some words",
+    "  two  blanks, and more ",
+    "\na line\n\n",
+    "\u00dcn\u00ef, 123 <b>\u2014</b>",
+    ".",
+    "<",
+)
+
+
+@dataclass(frozen=True)
+class TemplateWords:
+    """How a chat template spells virtual tokens.
+
+    Attributes:
+        marker: what their words begin with, which no message may spell.
+        apart: what stands for it in a message.
+        write: the words of a task, by its name and length.
+    """
+
+    marker: str
+    apart: str
+    write: Callable[[str, int], str]
+
+
+# one word for each, of a vocabulary that has them
+OF_VOCABULARY = TemplateWords(
+    MARKER, MARKER.replace("|", "| "), lambda name, length: "".join(name_virtual_tokens(name, length))
+)
 
 _CHOICE = """
 {%- set sp_tasks = @TASKS@ -%}
@@ -117,34 +151,41 @@ def split_template(spec: TaskSpec) -> list[str] | None:
 
 
 def make_chat_template(
-    base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping[str, str] = MappingProxyType({})
+    base: FrozenLM,
+    prompts: Mapping[str, Prompt],
+    gaps: Mapping[str, str] = MappingProxyType({}),
+    words: TemplateWords = OF_VOCABULARY,
 ) -> str:
     """Jinja2 that writes what a task's prompt was learned with around the messages of whoever asks.
 
     Args:
         gaps: what stands between virtual tokens and a text that begins without a blank, for tokenizers that put one in
             front of texts, and there see none to begin.
+        words: what stands for virtual tokens.
 
-    Of single texts: where the task's template needs more than a text, the message must be the whole of it. ``MARKER``
-    is taken apart wherever a message has it, alone or with what stands beside it, so that no message can spell a
+    Of single texts: where the task's template needs more than a text, the message must be the whole of it. The words'
+    marker is taken apart wherever a message has it, alone or with what stands beside it, so that no message can spell a
     virtual token.
     """
     names = ", ".join(prompts)
     of_text = _fill(
         _TEXT,
+        words,
         SYSTEM=f"expected no system message but the name of the task, one of {names}: the learned prompt takes its "
         "place, leave it out",
     )
     groups: dict[str, list[str]] = {}
     for name, prompt in prompts.items():
         chat = prompt.spec.chat
-        groups.setdefault(of_text if chat is None else _write_conversation(base, chat), []).append(name)
+        groups.setdefault(of_text if chat is None else _write_conversation(base, chat, words), []).append(name)
     # by which a client knows what texts must not spell, as by the template that this one takes the place of
     own = {str(token) for token in base.tokenizer.added_tokens_decoder.values() if not token.special}
     spelled = " ".join(sorted(own & safe_tokenizer(base.tokenizer).marks.keys())).replace("#}", "")
+    tasks = {name: _describe_task(base, name, prompt, gaps.get(name, ""), words) for name, prompt in prompts.items()}
     choice = _fill(
         _CHOICE,
-        TASKS={name: _describe_task(base, name, prompt, gaps.get(name, "")) for name, prompt in prompts.items()},
+        words,
+        TASKS=tasks,
         ONLY=names if len(prompts) == 1 else "",
         EXPECTED=f"expected a task, one of {names}: as chat_template_kwargs, or as the system message",
     )
@@ -163,20 +204,20 @@ def list_first_messages(base: FrozenLM, name: str, prompt: Prompt) -> list[dict[
     chat = prompt.spec.chat
     if chat is None or not find_chat_template(base.tokenizer, chat).inside_system:
         return None
-    before, behind = _place_words(name, prompt)
+    before, behind = _place_words(name, prompt, OF_VOCABULARY)
     turns = [one.to_dict() for one in chat.turns]
     return [{"role": "system", "content": f"{before}{chat.system or ''}{behind}"}, *turns]
 
 
-def _place_words(name: str, prompt: Prompt) -> tuple[str, str]:
+def _place_words(name: str, prompt: Prompt, words: TemplateWords) -> tuple[str, str]:
     """The virtual tokens, where they stand before a system message's text, and where behind."""
-    words = "".join(name_virtual_tokens(name, prompt.state.length))
+    written = words.write(name, prompt.state.length)
     at_end = prompt.spec.chat is not None and prompt.spec.chat.placement == "system-end"
-    return ("", words) if at_end else (words, "")
+    return ("", written) if at_end else (written, "")
 
 
-def _describe_task(base: FrozenLM, name: str, prompt: Prompt, gap: str) -> dict[str, Any]:
-    before, behind = _place_words(name, prompt)
+def _describe_task(base: FrozenLM, name: str, prompt: Prompt, gap: str, words: TemplateWords) -> dict[str, Any]:
+    before, behind = _place_words(name, prompt, words)
     chat = prompt.spec.chat
     if chat is None:
         bos = "".join(base.tokenizer.convert_ids_to_tokens(list(base.bos_ids))) if prompt.state.behind_bos else ""
@@ -194,21 +235,29 @@ def _describe_task(base: FrozenLM, name: str, prompt: Prompt, gap: str) -> dict[
     }
 
 
-def _write_conversation(base: FrozenLM, chat: ChatFormat) -> str:
+def _write_conversation(base: FrozenLM, chat: ChatFormat, words: TemplateWords) -> str:
     """What writes the messages of all tasks with this template and these arguments of it."""
     template = find_chat_template(base.tokenizer, chat)
     inside = template.inside_system
     arguments = "".join(f"{{%- set {name} = {_write_literal(one)} -%}}" for name, one in chat.arguments.items())
-    # engines know no {% generation %}; at the end of a template's file a line's end is none of its text
-    source = _GENERATION.sub(
-        lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", chat.template.removesuffix("\n")
-    )
     ended = _fill(
         _ASKED + (_ALL if inside else _BEHIND_FRONT),
+        words,
         LEFTOUT="" if chat.asking == "thoughts" else template.left_out,
         FRONT="" if inside else template.front,
     )
-    return arguments + _fill(_TURNS + (_INSIDE if inside else _FIRST)) + source.join(_WRITTEN) + ended
+    front = _fill(_TURNS + (_INSIDE if inside else _FIRST), words)
+    return arguments + front + without_marks(chat.template).join(_WRITTEN) + ended
+
+
+def without_marks(template: str) -> str:
+    """A chat template as engines take it, which know no ``{% generation %}``.
+
+    At the end of a template's file a line's end is none of its text.
+    """
+    return _GENERATION.sub(
+        lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template.removesuffix("\n")
+    )
 
 
 _TOLD = {
@@ -219,15 +268,23 @@ _TOLD = {
     "OTHERSYSTEM": "expected no system message: the prompt was learned without one, leave it out",
     "OTHERTOOLS": "expected no tools: this model's chat template has no place for them, leave them out",
     "PARTS": "expected a message of text",
-    "MARKED": f"expected no '{MARKER}' in calls and tools: it begins a virtual token",
-    "MARKER": MARKER,
-    "APART": MARKER.replace("|", "| "),
 }
 
 
-def _fill(code: str, **values: Any) -> str:
-    told = _TOLD | values
-    return _KEY.sub(lambda key: _write_literal(told[key[1]]), code.replace("\n", ""))
+def _fill(code: str, words: TemplateWords, **values: Any) -> str:
+    told = {
+        **_TOLD,
+        "MARKED": f"expected no '{words.marker}' in calls and tools: it stands for virtual tokens",
+        "MARKER": words.marker,
+        "APART": words.apart,
+        **values,
+    }
+    return fill_code(code, told)
+
+
+def fill_code(code: str, values: Mapping[str, Any]) -> str:
+    """Jinja2 on one line, with values in the place of their names between ``@``."""
+    return _KEY.sub(lambda key: _write_literal(values[key[1]]), code.replace("\n", ""))
 
 
 def _write_literal(value: Any) -> str:
@@ -238,3 +295,39 @@ def _write_literal(value: Any) -> str:
         return "[" + ", ".join(map(_write_literal, value)) + "]"
     # escapes of JSON and of Jinja2's strings agree
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def choose_gaps(prompts: Iterable[str], is_exact: Callable[[str, str], bool]) -> dict[str, str]:
+    """What makes each task's texts what they were learned as: nothing, or a blank where the tokenizer swallows one.
+
+    Args:
+        is_exact: whether a task's texts are, with a gap.
+    """
+    fitting = {name: [gap for gap in ("", " ") if is_exact(name, gap)] for name in prompts}
+    return {name: gaps[0] for name, gaps in fitting.items() if gaps}
+
+
+def find_other_tokens(
+    base: FrozenLM, prompt: Prompt, words: Sequence[int], render: Callable[[list[dict[str, Any]]], Sequence[int]]
+) -> list[str]:
+    """Probes that a chat template gives other tokens than the prompt was learned with.
+
+    Args:
+        words: token ids that stand for the virtual tokens.
+        render: the token ids of messages.
+    """
+    front = list_front(base.bos_ids, prompt.state.placement, words)
+    return [
+        probe
+        for probe in PROBES
+        if list(render([{"role": "user", "content": probe}])) != [*front, *encode_learned(base, prompt, probe)]
+    ]
+
+
+def encode_learned(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
+    """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
+    spec = prompt.spec
+    if spec.chat is None and split_template(spec) is None:
+        return safe_tokenizer(base.tokenizer).encode_plain(text)
+    said = None if spec.chat is None else Conversation((Message("user", text),))
+    return list(ExampleEncoder(base, spec, prompt.state.length).encode_texts([Example(text, conversation=said)])[0])

@@ -23,11 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.data.chats.conversation import Conversation, Message
-from softprompt.data.encoding.encoder import ExampleEncoder
-from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.encoding.verbalizer import end_of_turn
-from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import (
@@ -39,7 +35,15 @@ from softprompt.export.export_readme import (
     note_probe,
     vocabulary_readme,
 )
-from softprompt.export.exported_chat_template import list_first_messages, make_chat_template, split_template
+from softprompt.export.exported_chat_template import (
+    PROBES,
+    choose_gaps,
+    encode_learned,
+    find_other_tokens,
+    list_first_messages,
+    make_chat_template,
+    split_template,
+)
 from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels, name_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
@@ -47,16 +51,6 @@ from softprompt.models.quantization import silence_logging
 from softprompt.prompts.prefix import make_concatenated_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free
-
-# the first one's log-probabilities are noted; with all of them the tokens are compared
-_PROBES = (
-    "a text of some words",
-    "  two  blanks, and more ",
-    "\na line\n\n",
-    "\u00dcn\u00ef, 123 <b>\u2014</b>",
-    ".",
-    "<",
-)
 
 
 def bake_vocabulary(
@@ -216,39 +210,21 @@ def _extend_tensors(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: 
 
 
 def _choose_gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict[str, str]:
-    """What makes each task's texts what they were learned as: nothing, or a blank where the tokenizer swallows one."""
-    gaps: dict[str, str] = {}
-    for name, prompt in prompts.items():
-        for gap in ("", " "):
-            tokenizer.chat_template = make_chat_template(base, {name: prompt}, {name: gap})
-            if not _find_other_tokens(base, tokenizer, name, prompt):
-                gaps[name] = gap
-                break
-    return gaps
+    def is_exact(name: str, gap: str) -> bool:
+        tokenizer.chat_template = make_chat_template(base, {name: prompts[name]}, {name: gap})
+        return not _find_other_tokens(base, tokenizer, name, prompts[name])
+
+    return choose_gaps(prompts, is_exact)
 
 
 def _find_other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
-    """Probes that the chat template gives other tokens than the prompt was learned with."""
-    words = tokenizer.convert_tokens_to_ids(name_virtual_tokens(name, prompt.state.length))
-    front = list_front(base.bos_ids, prompt.state.placement, words)
-    found = []
-    for probe in _PROBES:
-        said = [{"role": "user", "content": probe}]
-        ids = tokenizer.apply_chat_template(
+    def render(said: list[dict[str, Any]]) -> Any:
+        return tokenizer.apply_chat_template(
             said, task=name, tokenize=True, return_dict=True, add_generation_prompt=True
         )["input_ids"]
-        if list(ids) != [*front, *_encode_learned(base, prompt, probe)]:
-            found.append(probe)
-    return found
 
-
-def _encode_learned(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
-    """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
-    spec = prompt.spec
-    if spec.chat is None and split_template(spec) is None:
-        return safe_tokenizer(base.tokenizer).encode_plain(text)
-    said = None if spec.chat is None else Conversation((Message("user", text),))
-    return list(ExampleEncoder(base, spec, prompt.state.length).encode_texts([Example(text, conversation=said)])[0])
+    words = tokenizer.convert_tokens_to_ids(name_virtual_tokens(name, prompt.state.length))
+    return find_other_tokens(base, prompt, words, render)
 
 
 def _list_ends(base: FrozenLM, prompts: Mapping[str, Prompt]) -> Any:
@@ -279,7 +255,7 @@ def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied:
     inexact, worst, new = [], 0.0, set(baked.all_ids)
     probes: dict[str, Any] = {}
     for name, prompt in baked.prompts.items():
-        text = _encode_learned(base, prompt, _PROBES[0])
+        text = encode_learned(base, prompt, PROBES[0])
         front = list_front(base.bos_ids, prompt.state.placement, baked.ids(name))
         ids = [*front, *text]
         if _find_other_tokens(base, tokenizer, name, prompt):

@@ -20,6 +20,7 @@ from helpers.chat_prompts import (
     spelling_marks,
     takes_tools,
 )
+from helpers.embedded_messages import read_embeddings, read_ids
 from helpers.gguf_models import write_gguf
 from helpers.learned_prompts import CLOSE, learned
 from helpers.tiny_models import tiny_base
@@ -135,7 +136,8 @@ class TestVocabulary:
                 with torch.no_grad():
                     hidden = make_prefix(base, *served.states).hidden(given, torch.ones_like(given))
                     model: Any = base.model
-                    rows = embedded.embeddings(name, messages, tools=tools)
+                    request = embedded.request(name, messages, model="m", tools=tools)
+                    rows = read_embeddings(base, tmp_path / "embeds", request)
                     logits = model(inputs_embeds=rows[None]).logits[0, -1].float()
                 torch.testing.assert_close(logits, base.logits(hidden[0, -1:])[0], **CLOSE)
 
@@ -275,17 +277,70 @@ def test_a_gguf_file_has_the_template_and_the_end_of_turns(tmp_path: Path) -> No
     assert ids == our_ids(base, prompt, usage["tasks"]["one"]["ids"], SHORT)
 
 
-@pytest.mark.parametrize("family", CHAT_FAMILIES)
-def test_embeddings_for_vllm_are_what_the_model_reads(tmp_path: Path, family: str) -> None:
-    base, prompts = chat_base(family), prompts_of(family)
-    write_embeds(base, prompts, tmp_path / "out")
-    tasks: EmbeddedTasks = EmbeddedTasks.load(tmp_path / "out")
-    for name, prompt in prompts.items():
-        for messages in (LONG, spelling_marks(family)):
+class TestEmbeddedMessages:
+    @pytest.mark.parametrize("family", CHAT_FAMILIES)
+    def test_are_what_the_model_reads(self, tmp_path: Path, family: str) -> None:
+        base, prompts = chat_base(family), prompts_of(family)
+        write_embeds(base, prompts, tmp_path / "out")
+        tasks: EmbeddedTasks = EmbeddedTasks.load(tmp_path / "out")
+        for name, prompt in prompts.items():
+            rows = read_embeddings(base, tmp_path / "out", tasks.request(name, LONG, model="m"))
             model: Any = base.model
             with torch.no_grad():
-                logits = model(inputs_embeds=tasks.embeddings(name, messages)[None]).logits[0, -1].float()
-            torch.testing.assert_close(logits, our_logits(base, prompt, messages), **CLOSE)
+                logits = model(inputs_embeds=rows[None]).logits[0, -1].float()
+            torch.testing.assert_close(logits, our_logits(base, prompt, LONG), **CLOSE)
+            with pytest.raises(ConfigError, match="it spells a special token of the model, or is longer than"):
+                tasks.request(name, spelling_marks(family), model="m")
+
+    @pytest.mark.parametrize("family", CHAT_FAMILIES)
+    def test_leave_the_models_own_template_to_other_messages(self, tmp_path: Path, family: str) -> None:
+        base = chat_base(family)
+        write_embeds(base, {"one": chat_prompt(family)}, tmp_path / "out")
+        tools = [(WITH_CALLS, [TOOL])] if takes_tools(family) else []
+        for messages, given in [(SHORT, None), (LONG, None), (LINES, None), *tools]:
+            own = base.tokenizer.apply_chat_template(messages, tools=given, add_generation_prompt=True)["input_ids"]
+            sent = [dict(one) for one in messages]
+            for one in sent:
+                if "tool_calls" in one:
+                    (call,) = one["tool_calls"]
+                    function = {"name": "find_film", "arguments": json.dumps(call["function"]["arguments"])}
+                    one["tool_calls"] = [{**call, "function": function}]
+            found, _ = read_ids(tmp_path / "out", {"messages": sent, "tools": given})
+            assert found == own
+
+    def test_of_texts_and_of_several_templates_in_one_folder(self, tmp_path: Path) -> None:
+        base, text = chat_base("qwen3"), chat_prompt("qwen3")
+        states = (replace(text.state, placement=find_placement(base, TaskSpec.of())),)
+        plain = replace(text, spec=TaskSpec("generation", "Say: {{ text }}\n"), states=states)
+        own = chat_prompt("qwen3", template=CHATML.replace("<eos>", "<|endoftext|>"))
+        write_embeds(base, {"plain": plain, "own": own}, tmp_path / "out")
+        tasks: EmbeddedTasks = EmbeddedTasks.load(tmp_path / "out")
+        ids, held = read_ids(tmp_path / "out", tasks.request("plain", "Hello", model="m"))
+        assert ids == [held, *base.tokenizer("Say: Hello\n").input_ids]
+        words = base.tokenizer.decode(read_ids(tmp_path / "out", tasks.request("own", SHORT, model="m"))[0][1:])
+        assert words.endswith("<|user|>Two and two?<|endoftext|>\n<|assistant|>")
+        with pytest.raises(ConfigError, match="'plain' was learned from single texts, not from conversations"):
+            tasks.request("plain", LONG, model="m")
+        with pytest.raises(TemplateError, match="expected one message of the user and no earlier turns"):
+            read_ids(tmp_path / "out", {"messages": [tasks.message("plain"), *LONG]})
+
+    def test_another_server_is_told_what_is_wrong(self, tmp_path: Path) -> None:
+        base = chat_base("qwen2_5")
+        write_embeds(
+            base, {"kept": chat_prompt("qwen2_5", system=SYSTEM), "none": chat_prompt("qwen2_5")}, tmp_path / "o"
+        )
+        tasks: EmbeddedTasks = EmbeddedTasks.load(tmp_path / "o")
+        # parts that vLLM joined, as it does for templates that take text alone
+        joined = {"role": "system", "content": "<prompt_embeds>\nkept"}
+        with pytest.raises(TemplateError, match="--chat-template-content-format openai"):
+            read_ids(tmp_path / "o", {"messages": [joined, *SHORT]})
+        with pytest.raises(TemplateError, match="the name of its task behind the first, one of kept, none"):
+            read_ids(tmp_path / "o", {"messages": [{"role": "system", "content": joined["content"][:15]}, *SHORT]})
+        with pytest.raises(TemplateError, match="the prompt was learned without one, leave it out"):
+            read_ids(tmp_path / "o", {"messages": [tasks.message("none", "Another."), *SHORT]})
+        tool = {"type": "function", "function": {"name": "<prompt_embeds>", "parameters": {}}}
+        with pytest.raises(TemplateError, match="expected no '<prompt_embeds>' in calls and tools"):
+            read_ids(tmp_path / "o", {"messages": [tasks.message("kept"), *SHORT], "tools": [tool]})
 
 
 # whose embeddings PEFT sees as the model does

@@ -1,7 +1,5 @@
 """Prompt embeddings for vLLM: what a request carries, and a client in front of a server that records it."""
 
-import base64
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -12,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.embedded_messages import read_embeddings, read_ids
 from helpers.learned_prompts import learned, text_ids
 from helpers.small_tasks import command
 from helpers.tiny_models import save_tiny, tiny_base
+from jinja2 import TemplateError
+from safetensors.torch import load_file
 
 from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
@@ -33,45 +34,60 @@ def exported(folder: Path, family: str) -> EmbeddedTasks:
     return EmbeddedTasks.load(folder)
 
 
-def decoded(text: str) -> torch.Tensor:
-    """As vLLM reads it."""
-    tensor: torch.Tensor = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), weights_only=True)
-    return tensor
-
-
-class TestEmbeddings:
+class TestRequests:
     # BOS and an embedding scale, BOS without, and neither
     @pytest.mark.parametrize("family", ["gemma3", "llama", "gpt2"])
-    def test_are_what_the_first_layer_sees(self, tmp_path: Path, family: str) -> None:
+    def test_carry_what_the_first_layer_sees(self, tmp_path: Path, family: str) -> None:
         base, tasks = tiny_base(family), exported(tmp_path / "out", family)
         ids = text_ids(base, f"{TEXT}; label:")
         bos, text = (base.embed(torch.tensor(part, dtype=torch.long)) for part in (base.bos_ids, ids))
         expected = torch.cat([bos, learned(family).state.tensor, text])
-        assert torch.equal(tasks.embeddings("one", TEXT), expected)
-        assert torch.equal(decoded(tasks.request("one", TEXT, model="m")["prompt_embeds"]), expected)
+        assert torch.equal(read_embeddings(base, tmp_path / "out", tasks.request("one", TEXT, model="m")), expected)
 
     def test_a_prompt_that_does_not_stand_behind_bos(self, tmp_path: Path) -> None:
         base, state = tiny_base("llama"), learned("llama").state
         prompt = replace(learned("llama"), states=(replace(state, placement=FIRST),))
         write_embeds(base, {"one": prompt}, tmp_path / "out")
-        assert torch.equal(EmbeddedTasks.load(tmp_path / "out").embeddings("one", "a")[:5], state.tensor)
+        request = EmbeddedTasks.load(tmp_path / "out").request("one", "a", model="m")
+        assert torch.equal(read_embeddings(base, tmp_path / "out", request)[:5], state.tensor)
+
+    def test_the_folder_holds_rows_of_prompts_alone(self, tmp_path: Path) -> None:
+        exported(tmp_path / "out", "llama")
+        rows = load_file(tmp_path / "out" / "prompts.safetensors")
+        assert {name: tuple(one.shape) for name, one in rows.items()} == {"one": (5, 32), "free": (3, 32)}
 
     def test_a_view_is_sent_without_what_it_is_a_view_of(self) -> None:
         assert len(encode_embeddings(torch.zeros(100_000, 8)[:2])) < 10_000
 
-    def test_users_text_stays_text(self, tmp_path: Path) -> None:
-        base, tasks = tiny_base("llama"), exported(tmp_path / "out", "llama")
-        eos = base.embed(torch.tensor([base.tokenizer.eos_token_id]))[0]
-        assert not (tasks.embeddings("one", "an <eos> here") == eos).all(dim=1).any()
+    def test_a_template_of_other_columns_is_filled_in_by_the_client(self, tmp_path: Path) -> None:
+        spec = TaskSpec("generation", "{{ title | upper }}: {{ text }}.")
+        write_embeds(tiny_base("llama"), {"one": replace(learned("llama"), spec=spec)}, tmp_path / "out")
+        request = EmbeddedTasks.load(tmp_path / "out").request("one", "a film", model="m", title="up")
+        ids, held = read_ids(tmp_path / "out", request)
+        assert ids == [*tiny_base("llama").bos_ids, held, *text_ids(tiny_base("llama"), "UP: a film.")]
 
-    def test_a_request_for_labels_and_one_for_words(self, tmp_path: Path) -> None:
+    def test_what_vllm_would_read_as_something_else_is_refused(self, tmp_path: Path) -> None:
+        tasks = exported(tmp_path / "out", "llama")
+        for text in ("an <eos> here", "a film " * 100):
+            with pytest.raises(ConfigError, match="the formats vocab and vllm-kv send token ids"):
+                tasks.request("one", text, model="m")
+
+    def test_of_labels_and_of_words(self, tmp_path: Path) -> None:
         tasks = exported(tmp_path / "out", "llama")
         held = tasks.request("one", TEXT, model="m")
-        assert (held["max_tokens"], held["prompt"], len(held["allowed_token_ids"])) == (1, None, 2)
+        assert (held["max_tokens"], len(held["allowed_token_ids"])) == (1, 2)
+        said = {"role": "user", "content": TEXT}
+        assert held["messages"] == [tasks.message("one"), said]
+        assert [part["type"] for part in held["messages"][0]["content"]] == ["prompt_embeds", "text"]
         free = tasks.request("free", TEXT, model="m", max_tokens=9)
         assert free["max_tokens"] == 9
         # no token was added, so there is none to forbid
-        assert set(free) == {"model", "prompt", "prompt_embeds", "temperature", "max_tokens"}
+        assert set(free) == {"model", "messages", "temperature", "max_tokens"}
+
+    def test_a_model_without_a_chat_template_answers_tasks_alone(self, tmp_path: Path) -> None:
+        exported(tmp_path / "out", "llama")
+        with pytest.raises(TemplateError, match="this model has no chat template: begin with the message of a task"):
+            read_ids(tmp_path / "out", {"messages": [{"role": "user", "content": "Hello"}]})
 
 
 class TestRefused:
@@ -90,14 +106,13 @@ class TestRefused:
 
     def test_damaged_folders(self, tmp_path: Path) -> None:
         exported(tmp_path / "out", "llama")
-        path = tmp_path / "out" / "embeddings.safetensors"
+        path = tmp_path / "out" / "prompts.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
-        with pytest.raises(PromptFileError, match=r"embeddings\.safetensors' is missing or damaged"):
+        with pytest.raises(PromptFileError, match=r"prompts\.safetensors' is missing or damaged"):
             EmbeddedTasks.load(tmp_path / "out")
-        tensors = {"tokens": torch.zeros(2, 2), "prompt.one": torch.zeros(1, 2)}
         usage = json.loads((tmp_path / "out" / "softprompt.json").read_text())
-        with pytest.raises(PromptFileError, match=r"lacks 'prompt\.free'"):
-            EmbeddedTasks(tiny_base("llama").tokenizer, usage, tensors)
+        with pytest.raises(PromptFileError, match="lacks 'free': export the prompts again"):
+            EmbeddedTasks(tiny_base("llama").tokenizer, usage, {"one": torch.zeros(5, 32)})
 
 
 class Server:
@@ -140,9 +155,16 @@ class TestAsk:
         tasks = exported(tmp_path / "out", "llama")
         (token, *_) = tasks.request("one", TEXT, model="m")["allowed_token_ids"]
         said = tiny_base("llama").tokenizer.decode([token])
-        server.reply = (200, json.dumps({"choices": [{"text": said}]}).encode())
+        read = len(tiny_base("llama").bos_ids) + 5 + len(text_ids(tiny_base("llama"), f"{TEXT}; label:"))
+        answer = {"choices": [{"message": {"content": said}}], "usage": {"prompt_tokens": read}}
+        server.reply = (200, json.dumps(answer).encode())
         assert tasks.ask(server.url, "one", TEXT, model="m") in ("good", "bad")
-        assert server.asked == [("/v1/completions", tasks.request("one", TEXT, model="m"))]
+        assert server.asked == [("/v1/chat/completions", tasks.request("one", TEXT, model="m"))]
+        # by another chat template it would have read others
+        answer["usage"] = {"prompt_tokens": read + 1}
+        server.reply = (200, json.dumps(answer).encode())
+        with pytest.raises(ConfigError, match=f"the engine read {read + 1} tokens where {read} were sent"):
+            tasks.ask(server.url, "one", TEXT, model="m")
 
     @pytest.mark.parametrize(
         ("reply", "words"),
@@ -151,6 +173,7 @@ class TestAsk:
             ((200, b"<html>"), "expected an OpenAI-compatible server there"),
             ((200, b"{}"), "expected an OpenAI-compatible server there"),
             ((200, b'{"choices": []}'), "expected an OpenAI-compatible server there"),
+            ((200, b'{"choices": [], "usage": null}'), "expected an OpenAI-compatible server there"),
         ],
     )
     def test_what_else_a_server_may_say(
