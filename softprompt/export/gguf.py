@@ -1,8 +1,10 @@
 """Baked vocabulary in a GGUF file, for llama.cpp: prompts as new tokens of the user's own, possibly quantized, file.
 
 All fields and tensors are copied; tokens are appended, ``token_embd`` grows by a row for each (quantized as the others
-are, where PyPI's ``gguf`` can; else all of its rows become Q8_0 or F16), and an ``output`` of its own by copies of its
-row nearest the mean, so that a new token's logit is that of a token that came before it, and seldom large.
+are, where PyPI's ``gguf`` can; else all of its rows become Q8_0 or F16), and ``output`` by copies of its row nearest
+the mean, so that a new token's logit is that of a token that came before it, and seldom large. An output layer that is
+the embedding gets weights of its own, as in a baked checkpoint: else the new tokens are the likeliest answer to nearly
+everything, and servers that forbid no tokens would answer nothing else.
 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` tokens of the file.
 """
@@ -21,7 +23,7 @@ import torch
 from softprompt.data.encoding.verbalizer import end_of_turn
 from softprompt.errors import BaseModelError, MissingExtraError, PromptFileError
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.exported_chat_template import make_chat_template
+from softprompt.export.exported_chat_template import make_open_template
 from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels
 from softprompt.export.vocabulary import describe_baked, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
@@ -31,6 +33,7 @@ from softprompt.utils.messages import map_read_errors
 from softprompt.utils.safe_io import parse_json
 
 USAGE_KEY = "softprompt.tasks"
+ALWAYS_TIED = ("gemma", "gemma2", "command-r", "exaone-moe", "openelm", "plm")  # llama.cpp reads no output of theirs
 EMBEDDING, HEAD, HEAD_BIAS = "token_embd.weight", "output.weight", "output.bias"
 
 _CONTROL = 3  # the type of tokens that are no text
@@ -47,15 +50,23 @@ class GgufExport:
         baked: the prompts' tokens.
         stored_as: how the embedding is quantized now.
         rounding: how far the stored prompts are from the learned ones, relative to their size.
+        tied: whether the output layer is the embedding, so that clients must forbid the new tokens.
     """
 
     baked: BakedVocabulary
     stored_as: str
     rounding: float
+    tied: bool
 
 
-def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place: Path) -> GgufExport:
+def bake_gguf(
+    base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place: Path, *, tied: bool = False
+) -> GgufExport:
     """Write ``source``, a GGUF file of ``base``, with ``prompts``, by their names, as words of its vocabulary.
+
+    Args:
+        tied: leave an output layer that is the embedding as it is: ``V*H`` fewer numbers, for clients that forbid the
+            new tokens in every request. llama.cpp knows no other for the models of ``ALWAYS_TIED``.
 
     Raises:
         PromptFileError, ConfigError: prompts that cannot be words of a vocabulary.
@@ -81,36 +92,43 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
     kind = choose_type(embedding.tensor_type, rows)
     added = gguf.quants.quantize(rows, kind)
     rounding = float(np.linalg.norm(gguf.quants.dequantize(added, kind) - rows) / np.linalg.norm(rows))
-    changed = {EMBEDDING: _LongerTensor(embedding, kind, added)}
-    if head := tensors.get(HEAD):
+    changed = {EMBEDDING: LongerTensor(embedding, kind, added)}
+    architecture = _read_field(reader, gguf.Keys.General.ARCHITECTURE)
+    tied = HEAD not in tensors and (tied or architecture in ALWAYS_TIED)
+    if not tied:
+        head = tensors.get(HEAD, embedding)
         # copied as stored: no type is too coarse for it
-        changed[HEAD] = _LongerTensor(
+        changed[HEAD] = LongerTensor(
             head, head.tensor_type, np.repeat(head.data[[_find_middle_row(head)]], len(rows), axis=0)
         )
     if bias := tensors.get(HEAD_BIAS):
-        changed[HEAD_BIAS] = _LongerTensor(
-            bias, bias.tensor_type, np.full(len(rows), _FORBIDDEN, dtype=bias.data.dtype)
-        )
+        changed[HEAD_BIAS] = LongerTensor(bias, bias.tensor_type, np.full(len(rows), _FORBIDDEN, dtype=bias.data.dtype))
 
     fields = {
         gguf.Keys.Tokenizer.LIST: [*words, *baked.words],
         gguf.Keys.Tokenizer.TOKEN_TYPE: [*_read_field(reader, gguf.Keys.Tokenizer.TOKEN_TYPE), *[_CONTROL] * len(rows)],
         gguf.Keys.Tokenizer.SCORES: [*_read_field(reader, gguf.Keys.Tokenizer.SCORES), *[0.0] * len(rows)],
-        f"{_read_field(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
-        gguf.Keys.Tokenizer.CHAT_TEMPLATE: make_chat_template(base, prompts),
+        f"{architecture}.vocab_size": baked.size,
+        gguf.Keys.Tokenizer.CHAT_TEMPLATE: make_open_template(base, prompts),
         USAGE_KEY: json.dumps(describe_baked(base, baked), ensure_ascii=False),
         **_find_end_of_turn(base, prompts),
     }
     with atomic_path(place) as path:
-        _copy_file(reader, path, fields, changed)
-    return GgufExport(baked, kind.name, rounding)
+        copy_gguf(reader, path, fields, changed)
+    return GgufExport(baked, kind.name, rounding, tied)
 
 
 def write(request: ExportRequest) -> dict[str, Any]:
     """``bake_gguf`` as an export format."""
     assert request.gguf is not None
-    done = bake_gguf(request.model, request.prompts, request.gguf, request.out)
-    return {"first_ids": dict(done.baked.first), "stored_as": done.stored_as, "rounding": round(done.rounding, 6)}
+    done = bake_gguf(request.model, request.prompts, request.gguf, request.out, tied=request.tied)
+    told = {"forbid": "the virtual tokens, in every request: the output layer of this model is its embedding"}
+    return {
+        "first_ids": dict(done.baked.first),
+        "stored_as": done.stored_as,
+        "rounding": round(done.rounding, 6),
+        **(told if done.tied else {}),
+    }
 
 
 def gguf_usage(path: Path) -> dict[str, Any]:
@@ -150,7 +168,7 @@ def open_gguf(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class _LongerTensor:
+class LongerTensor:
     """A tensor of the source with more rows behind its own.
 
     Attributes:
@@ -256,8 +274,8 @@ def _read_field(reader: Any, key: str) -> Any:
     return [] if field is None else field.contents()
 
 
-def _copy_file(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapping[str, _LongerTensor]) -> None:
-    """Write all of ``reader`` to ``path`` with other values for some fields and other rows for some tensors."""
+def copy_gguf(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapping[str, LongerTensor]) -> None:
+    """Write all of ``reader`` to ``path`` with other values for some fields, and other or further tensors."""
     import gguf
 
     architecture = gguf.Keys.General.ARCHITECTURE
@@ -277,18 +295,16 @@ def _copy_file(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapp
         writer.add_key_value(field.name, value, kind, sub_type=inner if kind == gguf.GGUFValueType.ARRAY else None)
     for key, (kind, value) in new.items():
         writer.add_key_value(key, value, kind)
-    for tensor in reader.tensors:
-        longer = changed.get(tensor.name)
-        shape = tensor.data.shape if longer is None else longer.shape
-        dtype = tensor.data.dtype if longer is None else longer.added.dtype
-        kind = tensor.tensor_type if longer is None else longer.kind
+    tensors = {tensor.name: changed.get(tensor.name, tensor) for tensor in reader.tensors} | dict(changed)
+    for name, tensor in tensors.items():
+        longer = isinstance(tensor, LongerTensor)
+        shape, dtype = (tensor.shape, tensor.added.dtype) if longer else (tensor.data.shape, tensor.data.dtype)
         size = math.prod(shape) * dtype.itemsize
-        writer.add_tensor_info(tensor.name, shape, dtype, size, kind)
+        writer.add_tensor_info(name, shape, dtype, size, tensor.kind if longer else tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        longer = changed.get(tensor.name)
-        data = tensor.data if longer is None else np.concatenate(list(longer.parts()))
+    for tensor in tensors.values():
+        data = np.concatenate(list(tensor.parts())) if isinstance(tensor, LongerTensor) else tensor.data
         writer.write_tensor_data(data, tensor_endianess=reader.endianess)
     writer.close()

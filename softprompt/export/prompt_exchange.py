@@ -44,7 +44,7 @@ def export_prompt(
         out: the file or folder to write; nothing may be there yet.
         format: of ``FORMATS``: ``peft``, ``cartridge``, ``vocab``, ``vllm-kv``, ``vllm-embeds``, ``gguf`` or ``npy``.
         gguf: your GGUF file of the base model, which ``gguf`` extends.
-        tied: ``vocab``: keep the output layer tied; smaller, but clients must forbid the new tokens.
+        tied: ``vocab`` and ``gguf``: keep the output layer tied; smaller, but clients must forbid the new tokens.
 
     Returns:
         What there is to tell of it beside its place: ids of the new tokens, how they are stored.
@@ -88,8 +88,8 @@ def check_export(format: str, count: int, out: Path, gguf: Path | None, *, tied:
             if gguf is None
             else f"--gguf is for --format gguf, got --format {format}: leave it out"
         )
-    if tied and format != "vocab":
-        raise ConfigError(f"--tied is for --format vocab, got --format {format}: leave it out")
+    if tied and format not in ("vocab", "gguf"):
+        raise ConfigError(f"--tied is for --format vocab and gguf, got --format {format}: leave it out")
 
 
 @check_arguments

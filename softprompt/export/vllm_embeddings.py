@@ -33,13 +33,15 @@ from softprompt.export.export_readme import (
     read_usage,
 )
 from softprompt.export.exported_chat_template import (
+    END,
+    OTHERWISE,
     TemplateWords,
     choose_gaps,
     fill_code,
     find_other_tokens,
     make_chat_template,
     split_template,
-    without_marks,
+    write_own_template,
 )
 from softprompt.export.virtual_tokens import check_expressible, check_labels
 from softprompt.models.frozen_lm import FrozenLM
@@ -67,8 +69,6 @@ _CHOICE = """
 {%- if sp_given.parts[0] != @PLACE@ or task not in @NAMES@ -%}{{ raise_exception(@BROKEN@) }}{%- endif -%}
 {%- set messages = [{'role': 'system', 'content': sp_given.parts[2:] | join or task}] + messages[1:] -%}
 """
-_OTHERWISE = "{%- else -%}"
-_END = "{%- endif -%}"
 _AS_STRINGS = """
 {%- set sp_all = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -269,26 +269,25 @@ def _join_templates(base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping
         },
     )
     learned = make_chat_template(base, prompts, gaps, _WORDS)
-    return choice + learned + _OTHERWISE + _write_bare(base) + _END
+    return choice + learned + OTHERWISE + _write_own(base) + END
 
 
-def _write_bare(base: FrozenLM) -> str:
+def _write_own(base: FrozenLM) -> str:
     """The model's own chat template, for messages in parts."""
-    try:
-        own = base.tokenizer.get_chat_template()
-    except ValueError:  # it has none, or several and no default
+    own = write_own_template(base)
+    if own is None:
         told = "this model has no chat template: begin with the message of a task (EmbeddedTasks.message)"
         return fill_code("{{ raise_exception(@TOLD@) }}", {"TOLD": told})
 
     def written(content: Any) -> str | None:
         try:
             said = [{"role": "user", "content": content}]
-            return str(base.tokenizer.apply_chat_template(said, chat_template=own, tokenize=False))
+            return str(base.tokenizer.apply_chat_template(said, tokenize=False))
         except Exception:  # the template's own, of whatever class
             return None
 
     takes_parts = written([_text_part("a text")]) == written("a text")
-    return ("" if takes_parts else fill_code(_AS_STRINGS, {})) + f"{{{{ '' }}}}{without_marks(own)}{{{{ '' }}}}"
+    return ("" if takes_parts else fill_code(_AS_STRINGS, {})) + own
 
 
 def _find_other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:

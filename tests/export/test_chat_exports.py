@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, PromptFileError
 from softprompt.export.engine_client import Tasks
-from softprompt.export.exported_chat_template import make_chat_template
+from softprompt.export.exported_chat_template import make_open_template
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.numpy_array import write_npy
 from softprompt.export.peft import read_peft, write_peft
@@ -250,14 +251,26 @@ def test_the_template_of_a_gguf_file_is_plain_jinja(tmp_path: Path, family: str)
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals["raise_exception"] = refuse
+    environment.globals |= {"raise_exception": refuse, "strftime_now": datetime.now().strftime}
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    template = environment.from_string(make_chat_template(base, prompts))
+    template = environment.from_string(make_open_template(base, prompts))
     names = {key: str(value) for key, value in base.tokenizer.special_tokens_map.items()}
     for name, prompt in prompts.items():
         text = template.render(messages=LONG, task=name, add_generation_prompt=True, **names)
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert ids == our_ids(base, prompt, baked.ids(name), LONG)
+    # llama.cpp's server starts with no template that refuses messages which name no task
+    own = base.tokenizer.apply_chat_template(LONG, add_generation_prompt=True, tokenize=False)
+    assert template.render(messages=LONG, add_generation_prompt=True, **names) == own
+
+
+def test_the_template_of_a_gguf_file_of_a_base_model_writes_what_is_said(tmp_path: Path) -> None:
+    template = ImmutableSandboxedEnvironment().from_string(
+        make_open_template(tiny_base("llama"), {"one": learned("llama")})
+    )
+    said = [{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}]
+    assert template.render(messages=said) == "One.\nTwo."
+    assert template.render(messages=said[:1], task="one").endswith("<|sp:one:4|>One.; label:")
 
 
 def test_a_gguf_file_has_the_template_and_the_end_of_turns(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class TestBaking:
         bake_gguf(tiny_base("llama"), two(), source, tmp_path / "out.gguf")
         before, after = fields(source), fields(tmp_path / "out.gguf")
         own = {"tokenizer.chat_template", "softprompt.tasks"}
-        grown = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "llama.vocab_size", "GGUF.kv_count"}
+        grown = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "llama.vocab_size"}
+        grown |= {"GGUF.kv_count", "GGUF.tensor_count"}
         assert set(after) - set(before) == own
         assert {key: after[key] for key in before if key not in grown} == {
             key: value for key, value in before.items() if key not in grown
@@ -80,9 +81,42 @@ class TestBaking:
         assert after["tokenizer.ggml.token_type"][320:] == [3] * 8
         assert after["llama.vocab_size"] == 328
         old, new = tensors(source), tensors(tmp_path / "out.gguf")
-        assert set(old) == set(new)
-        assert "output.weight" not in new
+        assert set(new) - set(old) == {"output.weight"}
         assert all(np.array_equal(old[name].data, new[name].data) for name in old if name != "token_embd.weight")
+
+    def test_an_output_layer_that_is_the_embedding_gets_weights_of_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+        source = write_gguf(tmp_path / "tiny.gguf", tied=True)
+        base, prompts = load_model(source, device="cpu", dtype="float32"), two()
+        prompts = {name: replace(one, base_fingerprint=base.fingerprint) for name, one in prompts.items()}
+        assert base.model.get_output_embeddings().weight is base.embedding_weight
+        logits = {}
+        for tied in (False, True):
+            place = tmp_path / f"{tied}.gguf"
+            done = bake_gguf(base, prompts, source, place, tied=tied)
+            assert done.tied == tied
+            assert ("output.weight" in tensors(place)) != tied
+            baked = load_model(place, device="cpu", dtype="float32")
+            given = [*base.bos_ids, *done.baked.ids("one"), *text_ids(base)]
+            with torch.no_grad():
+                logits[tied] = baked.model(input_ids=torch.tensor([given])).logits[0, -1]
+        torch.testing.assert_close(logits[False][:320], logits[True][:320], atol=1e-4, rtol=1e-4)
+        # each that of one token of old
+        assert (logits[False][320:, None] - logits[False][None, :320]).abs().min(dim=1).values.max() < 1e-5
+        assert logits[True][320:].std() > 0.01
+
+    def test_models_of_which_llama_cpp_reads_no_output_layer(self, tmp_path: Path) -> None:
+        source = write_gguf(tmp_path / "tiny.gguf", tied=True)
+        reader = gguf.GGUFReader(source)
+        field = reader.get_field("general.architecture")
+        assert bytes(field.parts[-1]) == b"llama"
+        content = source.read_bytes().replace(b"llama", b"gemma")
+        (tmp_path / "gemma.gguf").write_bytes(content)
+        done = bake_gguf(tiny_base("llama"), two(), tmp_path / "gemma.gguf", tmp_path / "out.gguf")
+        assert done.tied
+        assert "output.weight" not in tensors(tmp_path / "out.gguf")
 
     def test_rows_that_cannot_be_quantized_so_become_larger_ones(self) -> None:
         kinds = gguf.GGMLQuantizationType

@@ -54,7 +54,7 @@ def test_of_a_task_with_data_it_is_scored(tmp_path: Path) -> None:
         ({"format": "gif"}, "unknown format 'gif': expected one of peft, cartridge, vocab"),
         ({"format": "gguf"}, "give yours with --gguf"),
         ({"format": "vocab", "gguf": "m.gguf"}, "--gguf is for --format gguf"),
-        ({"format": "peft", "tied": True}, "--tied is for --format vocab"),
+        ({"format": "peft", "tied": True}, "--tied is for --format vocab and gguf"),
         ({"format": "npy", "several": True}, "--format npy holds one prompt, got 2"),
     ],
 )

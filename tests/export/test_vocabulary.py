@@ -323,7 +323,7 @@ class TestCommandLine:
             ([topic, place / "sentiment@2", "--format", "peft"], "--format peft holds one prompt, got 2"),
             ([topic, "--format", "gguf"], "give yours with --gguf FILE"),
             ([topic, "--format", "vocab", "--gguf", "x.gguf"], "--gguf is for --format gguf"),
-            ([topic, "--format", "peft", "--tied"], "--tied is for --format vocab"),
+            ([topic, "--format", "peft", "--tied"], "--tied is for --format vocab and gguf"),
             ([place / "keys", "--format", "vocab"], "is keys and values of every layer"),
             ([place / "several", "--format", "vocab"], "'several' is an ensemble of 2 prompts"),
             ([place / "several", "--format", "peft"], "an ensemble of 2"),

@@ -73,7 +73,9 @@ def keys() -> None:
 @model_name_option(default="the one the prompt was learned on")
 @click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
 @click.option(
-    "--tied", is_flag=True, help="vocab: keep the output layer tied. Smaller; clients must forbid the new tokens."
+    "--tied",
+    is_flag=True,
+    help="vocab, gguf: keep the output layer tied. Smaller; clients must forbid the new tokens.",
 )
 @model_options
 @json_option
