@@ -66,6 +66,7 @@ class ExportFormat:
         summary: one line for people.
         module: of this room, with ``write(request)``, which gives what there is to tell of the export; and with
             ``read(place)``, which gives an ``ImportedState``, where ``imported``.
+        writer: what ``write`` is called there.
         imported: whether prompts can be read from it too.
         several: whether it holds several prompts, as words of a vocabulary do.
         needs_base: whether writing takes the base model.
@@ -82,9 +83,11 @@ class ExportFormat:
     key_values: bool = False
     labels: bool = False
     dtype: str | None = "saved"
+    writer: str = "write"
 
     def write(self, request: ExportRequest) -> dict[str, Any]:
-        facts: dict[str, Any] = import_module(f"softprompt.export.{self.module}").write(request)
+        write = getattr(import_module(f"softprompt.export.{self.module}"), self.writer)
+        facts: dict[str, Any] = write(request)
         return facts
 
     def read(self, place: Path) -> ImportedState:
@@ -97,7 +100,10 @@ FORMATS: dict[str, ExportFormat] = {
         "an adapter folder of Hugging Face PEFT; of keys and values too", "peft", imported=True, dtype="float32"
     ),
     "cartridge": ExportFormat(
-        "an adapter folder of PEFT's CARTRIDGE, keys and values of every layer", "cartridge", dtype="float32"
+        "an adapter folder of PEFT's CARTRIDGE, keys and values of every layer",
+        "peft",
+        writer="write_cartridge",
+        dtype="float32",
     ),
     "vocab": ExportFormat(
         "a plain checkpoint with the prompts as new tokens, for transformers, vLLM and others",

@@ -24,6 +24,7 @@ from softprompt.data.encoding.verbalizer import end_of_turn
 from softprompt.errors import BaseModelError, MissingExtraError, PromptFileError
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.exported_chat_template import make_open_template
+from softprompt.export.ollama_modelfile import make_modelfile
 from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, check_labels
 from softprompt.export.vocabulary import describe_baked, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
@@ -119,11 +120,23 @@ def bake_gguf(
 
 
 def write(request: ExportRequest) -> dict[str, Any]:
-    """``bake_gguf`` as an export format."""
+    """``bake_gguf`` as an export format, and a Modelfile for each prompt beside the file."""
     assert request.gguf is not None
-    done = bake_gguf(request.model, request.prompts, request.gguf, request.out, tied=request.tied)
+    out = request.out
+    places = {name: out.with_name(f"{out.stem}.{name}.Modelfile") for name in request.prompts}
+    for place in places.values():
+        check_free(place)
+    done = bake_gguf(request.model, request.prompts, request.gguf, out, tied=request.tied)
+    files = {name: make_modelfile(request.model, name, one, out.name) for name, one in request.prompts.items()}
+    for name, text in files.items():
+        if text is not None:
+            with atomic_path(places[name]) as path:
+                path.write_text(text, encoding="utf-8")
     told = {"forbid": "the virtual tokens, in every request: the output layer of this model is its embedding"}
+    without = ", ".join(name for name, text in files.items() if text is None)
     return {
+        "modelfiles": {name: str(places[name]) for name, text in files.items() if text is not None},
+        **({"without_modelfile": f"{without}: Ollama's templates cannot write what was learned"} if without else {}),
         "first_ids": dict(done.baked.first),
         "stored_as": done.stored_as,
         "rounding": round(done.rounding, 6),

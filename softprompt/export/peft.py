@@ -1,4 +1,4 @@
-"""Adapter folders of Hugging Face PEFT: prompt tuning, prefix tuning (Li and Liang 2021), cartridges (cartridge.py).
+"""Adapter folders of Hugging Face PEFT: prompt tuning, prefix tuning (Li and Liang 2021), CARTRIDGE (Eyuboglu 2025).
 
 PEFT puts virtual tokens in front of all that the tokenizer gives, BOS included; here they stand behind BOS. So what is
 exported has BOS's own embedding (or keys and values) as its first virtual token, and texts are fed without BOS: the
@@ -171,6 +171,21 @@ def _describe_conversations(base: FrozenLM, prompt: Prompt, name: str) -> dict[s
 def write(request: ExportRequest) -> dict[str, Any]:
     """``write_peft`` as an export format."""
     write_peft(request.model, request.prompt, request.out)
+    return describe_feeding(request)
+
+
+def write_cartridge(request: ExportRequest) -> dict[str, Any]:
+    """``write_peft`` for CARTRIDGE: virtual tokens become what every layer keeps of them.
+
+    As what prefix tuning writes, BOS among the rows, which are those that PEFT would not learn, as the paper has the
+    first token's.
+    """
+    base, prompt = request.model, request.prompt
+    if prompt.state.kind == "embeddings":
+        prompt.check_base(base)
+        state = compute_keys_and_values(base, prompt.state.tensor, prompt.state.placement)
+        prompt = replace(prompt, states=(replace(state, label_rows=prompt.state.label_rows),))
+    write_peft(base, prompt, request.out, cartridge=True)
     return describe_feeding(request)
 
 

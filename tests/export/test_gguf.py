@@ -187,3 +187,11 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     result = json.loads(done.out)
     assert (result["stored_as"], result["first_ids"]) == ("Q8_0", {"task": 320})
     assert 0 < result["rounding"] < 0.01
+    place = tmp_path / "out.task.Modelfile"
+    assert result["modelfiles"] == {"task": str(place)}
+    assert "FROM ./out.gguf\n" in place.read_text()
+    # what is there already is never overwritten, and nothing is written beside it
+    (tmp_path / "out.gguf").unlink()
+    again = command("export", *arguments, "--device", "cpu")
+    assert (again.code, f"'{place}' exists already" in again.err) == (2, True)
+    assert not (tmp_path / "out.gguf").exists()
