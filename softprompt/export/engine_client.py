@@ -50,6 +50,7 @@ class Tasks:
     """
 
     _ENDPOINT = "completions"
+    _INPUT = "ids"
 
     def __init__(self, tokenizer: Any, usage: Mapping[str, Any]) -> None:
         """Take what ``softprompt.json`` says.
@@ -58,6 +59,11 @@ class Tasks:
             PromptFileError: it says something else.
         """
         self._tokenizer = tokenizer
+        if (kind := usage.get("input", "ids")) != self._INPUT:
+            raise PromptFileError(
+                f"these prompts reach an engine as {kind}, not as {self._INPUT}: read them with "
+                + ("softprompt.export.vllm_embeddings.EmbeddedTasks" if kind == "parts" else "Tasks")
+            )
         try:
             bos = tuple(int(one) for one in usage["bos_ids"])
             self._known = known = _KnownOfBase(tokenizer, SpecialTokens(bos), usage["context_length"])

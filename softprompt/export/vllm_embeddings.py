@@ -115,7 +115,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
         place.mkdir()
         save_file(rows, place / TENSOR_FILE)
         saved.save_pretrained(place)
-        (place / USAGE_FILE).write_bytes(encode_json(describe_usage(base, tasks)))
+        (place / USAGE_FILE).write_bytes(encode_json({**describe_usage(base, tasks), "input": EmbeddedTasks._INPUT}))
         (place / "README.md").write_text(embeds_readme(base, prompts, folder.name), encoding="utf-8")
 
 
@@ -129,6 +129,7 @@ class EmbeddedTasks(Tasks):
     """The tasks of such a folder, for vLLM's ``/v1/chat/completions``."""
 
     _ENDPOINT = "chat/completions"
+    _INPUT = "parts"
 
     def __init__(self, tokenizer: Any, usage: Mapping[str, Any], rows: Mapping[str, Tensor]) -> None:
         super().__init__(tokenizer, usage)

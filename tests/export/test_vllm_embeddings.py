@@ -111,6 +111,8 @@ class TestRefused:
         with pytest.raises(PromptFileError, match=r"prompts\.safetensors' is missing or damaged"):
             EmbeddedTasks.load(tmp_path / "out")
         usage = json.loads((tmp_path / "out" / "softprompt.json").read_text())
+        with pytest.raises(PromptFileError, match="reach an engine as ids, not as parts: read them with Tasks"):
+            EmbeddedTasks(tiny_base("llama").tokenizer, {**usage, "input": "ids"}, {})
         with pytest.raises(PromptFileError, match="lacks 'free': export the prompts again"):
             EmbeddedTasks(tiny_base("llama").tokenizer, usage, {"one": torch.zeros(5, 32)})
 
@@ -196,4 +198,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert (done.code, done.out.strip()) == (0, f"5 virtual tokens of 32 written to {tmp_path}/out")
     assert "--enable-prompt-embeds" in (tmp_path / "out" / "README.md").read_text()
     assert EmbeddedTasks.load(tmp_path / "out").names == ["p"]
-    assert Tasks.load(tmp_path / "out").names == ["p"]
+    # whose token ids hold the place of rows that no token id brings
+    with pytest.raises(PromptFileError, match=r"reach an engine as parts, not as ids: read them with .*EmbeddedTasks"):
+        Tasks.load(tmp_path / "out")
