@@ -8,7 +8,6 @@ from typing import Any
 
 
 def main(job_file: str, result_file: str) -> None:
-    import numpy as np
     from llama_cpp import Llama
 
     job: dict[str, Any] = json.loads(Path(job_file).read_text())
@@ -16,7 +15,6 @@ def main(job_file: str, result_file: str) -> None:
     kept = {"type_k": 0, "type_v": 0} if job["exact"] else {}
     model = Llama(job["model"], n_ctx=job["context"], n_batch=job["context"], logits_all=True, verbose=False, **kept)
     tokens = {name: model.tokenize(text.encode(), add_bos=False, special=True) for name, text in job["words"].items()}
-    never = np.array(job["never"])
     completions, labels = [], []
     for request in job["requests"]:
         model.reset()
@@ -25,9 +23,7 @@ def main(job_file: str, result_file: str) -> None:
         labels.append(max(request["allowed"], key=lambda one, row=first: row[one]))
         completion: list[int] = []
         while len(completion) < job["tokens"]:
-            row = model.scores[model.n_tokens - 1].copy()
-            row[never] = -np.inf
-            completion.append(int(row.argmax()))
+            completion.append(int(model.scores[model.n_tokens - 1].argmax()))
             if completion[-1] == model.token_eos():
                 break
             model.eval(completion[-1:])

@@ -281,7 +281,7 @@ def _in_llama(
     result = _run(_llama_python(), "in_llama.py", job)
     if result["words"] != {name: done.baked.ids(name) for name in prompts}:
         raise EngineFailed("llama.cpp does not read the virtual tokens' words as these tokens")
-    note = f"never given; {done.stored_as}, rounding {done.rounding:.1e}"
+    note = f"never given, none forbidden; {done.stored_as}, rounding {done.rounding:.1e}"
     name = "llama.cpp, baked GGUF, " + ("weights in float32" if exact else "as it is quantized")
     return _compared(name, base, tasks, asked, result, note)
 
