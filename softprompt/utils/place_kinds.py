@@ -113,7 +113,7 @@ def _recognize_folder(folder: Path) -> PlaceKind | None:
         (lambda: has("prompt.json"), lambda: PROMPT),
         (lambda: has("softprompt-store.json"), lambda: STORE),
         (lambda: has("adapter_config.json"), lambda: _kind_of_adapter(folder)),
-        (lambda: has("embeddings.safetensors") and has("softprompt.json"), lambda: EMBEDS),
+        (lambda: has("prompts.safetensors") and has("softprompt.json"), lambda: EMBEDS),
         (lambda: has("config.json") and has("softprompt.json"), lambda: BAKED),
         (lambda: has("config.json"), lambda: MODEL),
         (lambda: folder.name.endswith(".run"), lambda: RUN),

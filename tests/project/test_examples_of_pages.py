@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 GENERATED = ROOT / "docs" / "reference"  # signatures and usages, made from the code: test_reference.py
 BLOCKS = {page: list(read_blocks(page)) for page in PAGES if GENERATED not in page.parents}
 WITH_EXAMPLES = [page for page, blocks in BLOCKS.items() if any(block.runs for block in blocks)]
-LEFT_ALONE = 13  # blocks that say "not run"; another one is to be thought about
+LEFT_ALONE = 15  # blocks that say "not run"; another one is to be thought about
 
 
 def test_every_block_is_known() -> None:
